@@ -1,0 +1,48 @@
+# Everything runs in .venv, which is made on first use and again only when the requirements change.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+NOTEBOOKS := notebooks
+# A cell of a lesson takes at most about 15 s; slow machines get some slack.
+NBVAL := --nbval-lax --nbval-current-env --nbval-cell-timeout=300
+
+.DEFAULT_GOAL := help
+.PHONY: help lab test check notebooks bench-fisher bench-step clean
+
+help:  ## Show this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+lab: $(VENV)/.installed  ## Set up and open JupyterLab on the first notebook
+	$(BIN)/jupyter lab $(NOTEBOOKS)/00_start_here.ipynb $(LAB_OPTIONS)
+
+test: check  ## Set up and run every test, notebooks included
+	$(BIN)/python -m pytest $(NBVAL) $(NOTEBOOKS) tests/notebooks tests/browser
+
+check: $(VENV)/.tested  ## Lint and unit tests alone
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/python -m pytest tests --ignore=tests/notebooks --ignore=tests/browser
+
+notebooks: $(VENV)/.tested  ## Execute the notebooks in place (ONLY="02 03" for some) and refresh their times
+	$(BIN)/python -m ewc_tutorial.course $(ONLY)
+
+bench-fisher: $(VENV)/.tested  ## Measure the Fisher engine beside the alternatives
+	$(BIN)/python benchmarks/bench_fisher.py
+
+bench-step: $(VENV)/.tested  ## Measure a training step with EWC beside a plain one
+	$(BIN)/python benchmarks/bench_step.py
+
+clean:  ## Remove the environment and everything that can be made again
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache .hypothesis tests/artifacts
+	find . -name __pycache__ -o -name .ipynb_checkpoints | xargs rm -rf
+
+$(VENV)/.installed: pyproject.toml constraints.txt
+	$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or newer is needed, this is " + sys.version.split()[0] + ": set PYTHON=/path/to/python3") if sys.version_info < (3, 11) else None'
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable .
+	touch $@
+
+$(VENV)/.tested: $(VENV)/.installed
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[test]'
+	touch $@

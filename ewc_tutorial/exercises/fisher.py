@@ -1,0 +1,5 @@
+from __future__ import annotations
+
+from ewc_tutorial.exercises.core import Exercise
+
+EXERCISES: dict[str, Exercise] = {}

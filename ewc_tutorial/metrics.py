@@ -1,0 +1,104 @@
+"""Numbers that sum up continual learning. All take arrays and know nothing of models.
+
+R is the accuracy matrix: R[i, j] is the test accuracy on task j after learning task i; T is the
+number of tasks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+
+def average_accuracy(R: ArrayLike) -> float:
+    """Return the mean accuracy over all tasks after the last one: (1/T) Σ_j R[T, j].
+
+    Source: Lopez-Paz and Ranzato 2017, equation 2.
+    """
+    return float(_matrix(R)[-1].mean())
+
+
+def forgetting(R: ArrayLike) -> float:
+    """Return how far accuracy fell from its best: 1/(T−1) Σ_{j<T} (max_{i<T} R[i, j] − R[T, j]).
+
+    Zero for a single task. Source: Chaudhry et al. 2018, equation 3 with k = T. As there, the
+    maximum runs over all earlier stages; for tasks that are still to come these are accuracies
+    before learning.
+    """
+    R = _matrix(R)
+    if len(R) == 1:
+        return 0.0
+    return float((R[:-1, :-1].max(axis=0) - R[-1, :-1]).mean())
+
+
+def backward_transfer(R: ArrayLike) -> float:
+    """Return what later learning did to earlier tasks: 1/(T−1) Σ_{j<T} (R[T, j] − R[j, j]).
+
+    Negative values are forgetting; zero for a single task. Source: Lopez-Paz and Ranzato 2017,
+    equation 3.
+    """
+    R = _matrix(R)
+    if len(R) == 1:
+        return 0.0
+    return float((R[-1] - np.diag(R))[:-1].mean())
+
+
+def forward_transfer(R: ArrayLike, before: ArrayLike) -> float:
+    """Return what earlier tasks did for later ones: 1/(T−1) Σ_{j>1} (R[j−1, j] − b_j).
+
+    Args:
+        R: ``(T, T)``, the entries above the diagonal included.
+        before: ``(T,)``, b, the accuracies of the untrained network.
+
+    Zero for a single task. Source: Lopez-Paz and Ranzato 2017, equation 4.
+    """
+    R = _matrix(R)
+    before = np.asarray(before, dtype=float)
+    if before.shape != (len(R),):
+        raise ValueError(f"before must have shape ({len(R)},) like R, not {before.shape}.")
+    if len(R) == 1:
+        return 0.0
+    return float((np.diag(R, k=1) - before[1:]).mean())
+
+
+def fisher_overlap(F1: Any, F2: Any) -> float:
+    """Return how far two tasks use the same weights: 1 − ½ ‖√F̂₁ − √F̂₂‖², in [0, 1].
+
+    F̂ is a Fisher diagonal scaled to trace one. 1 means the same weights, 0 disjoint ones.
+    Source: Kirkpatrick et al. 2017, section 4.3 of the appendix, for diagonal F.
+
+    Args:
+        F1, F2: arrays of one shape, or dicts of such (all their entries are one long diagonal).
+
+    Raises:
+        ValueError: the shapes differ, or an entry is negative, or all are zero.
+    """
+    roots = []
+    for name, F in (("F1", F1), ("F2", F2)):
+        flat = _flat(F)
+        if not np.isfinite(flat).all() or (flat < 0).any() or not flat.any():
+            raise ValueError(f"{name} must be finite, not negative, and not all zero.")
+        roots.append(np.sqrt(flat / flat.sum()))
+    if roots[0].shape != roots[1].shape:
+        raise ValueError(
+            f"F1 and F2 must have as many entries, not {roots[0].size} and {roots[1].size}."
+        )
+    return float(1 - 0.5 * np.square(roots[0] - roots[1]).sum())
+
+
+def _matrix(R: ArrayLike) -> NDArray[np.float64]:
+    R = np.asarray(R, dtype=float)
+    if R.ndim != 2 or R.shape[0] != R.shape[1] or not R.size:
+        raise ValueError(f"R must be a square accuracy matrix, not of shape {R.shape}.")
+    return R
+
+
+def _flat(F: Any) -> NDArray[np.float64]:
+    if isinstance(F, Mapping):
+        return np.concatenate([_flat(part) for part in F.values()])
+    if hasattr(F, "detach"):
+        F = F.detach().cpu()
+    return np.asarray(F, dtype=float).ravel()
