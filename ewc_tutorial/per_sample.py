@@ -1,0 +1,110 @@
+"""Squared per-sample gradients of any model: the fall-backs where no closed form applies.
+
+Both ways treat a sample as a batch of one, so they are right whatever the model does with its
+batch. :func:`squares_by_vmap` does a chunk of samples at a time through ``torch.func``;
+:func:`squares_by_loop` goes one by one and needs nothing but a forward and a backward pass.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from itertools import islice
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call, vjp, vmap
+
+#: Seeds that are held at a time, so that memory does not grow with the number of classes.
+SEEDS_AT_A_TIME = 16
+
+Squares = dict[str, Tensor]
+
+
+def squares_by_vmap(
+    model: nn.Module, names: list[str], x: Tensor, seeds: Iterable[Tensor], chunk: int
+) -> Squares:
+    """Return Σ_n Σ_k (J_nᵀ s_nk)² for the parameters ``names``.
+
+    Args:
+        model: in the mode that it is to be differentiated in.
+        names: parameters of the model.
+        x: inputs (B, ...).
+        seeds: gradients by the outputs, each (B, ...) like the model's outputs.
+        chunk: samples that are differentiated together; memory grows with it.
+
+    Raises:
+        RuntimeError: the model does something that ``torch.func`` cannot follow.
+    """
+    parameters, others = _split(model, names)
+
+    def squares(xi: Tensor, seeds_i: Tensor) -> Squares:
+        def forward(p: Squares) -> Tensor:
+            return functional_call(model, {**others, **p}, (xi.unsqueeze(0),)).squeeze(0)
+
+        _, pull_back = vjp(forward, parameters)
+        total = {name: torch.zeros_like(p) for name, p in parameters.items()}
+        for seed in seeds_i:
+            (gradient,) = pull_back(seed)
+            total = {name: total[name] + gradient[name].square() for name in names}
+        return total
+
+    sums = _zeros(parameters)
+    for some in _stacked(seeds):
+        for x_part, seeds_part in zip(x.split(chunk), some.split(chunk), strict=True):
+            for name, value in vmap(squares)(x_part, seeds_part).items():
+                sums[name] += value.sum(0)
+    return sums
+
+
+def squares_by_loop(
+    model: nn.Module, names: list[str], x: Tensor, seeds: Iterable[Tensor]
+) -> Squares:
+    """Return what :func:`squares_by_vmap` does, by a forward pass per sample."""
+    parameters, others = _split(model, names)
+    parameters = {name: p.requires_grad_() for name, p in parameters.items()}
+    sums = _zeros(parameters)
+    for some in _stacked(seeds):
+        for i, sample in enumerate(x.split(1)):
+            outputs = functional_call(model, {**others, **parameters}, (sample,))
+            for seed in some[i]:
+                _add_squares(sums, parameters, outputs, seed.reshape(outputs.shape))
+    return sums
+
+
+def outputs_one_by_one(model: nn.Module, x: Tensor) -> Tensor:
+    """Return the outputs of every sample as the model gives them for a batch of that sample."""
+    with torch.no_grad():
+        return torch.cat([model(sample) for sample in x.split(1)])
+
+
+def _add_squares(sums: Squares, parameters: Squares, outputs: Tensor, seed: Tensor) -> None:
+    gradients = torch.autograd.grad(
+        outputs, list(parameters.values()), seed, retain_graph=True, allow_unused=True
+    )
+    for name, gradient in zip(parameters, gradients, strict=True):
+        if gradient is not None:
+            gradient = gradient.to_dense() if gradient.is_sparse else gradient
+            sums[name] += gradient.to(sums[name]).square()
+
+
+def _split(model: nn.Module, names: list[str]) -> tuple[Squares, Squares]:
+    """Return the parameters asked for and the other ones, cut off from the model's own graph.
+
+    The copies share memory with the model's parameters, but not their gradient hooks.
+    """
+    detached = {name: p.detach() for name, p in model.named_parameters()}
+    return {name: detached.pop(name) for name in names}, detached
+
+
+def _zeros(parameters: Squares) -> Squares:
+    return {
+        name: torch.zeros_like(p, dtype=torch.promote_types(p.dtype, torch.float32))
+        for name, p in parameters.items()
+    }
+
+
+def _stacked(seeds: Iterable[Tensor]) -> Iterator[Tensor]:
+    """Yield groups of seeds as (B, K, ...)."""
+    iterator = iter(seeds)
+    while group := list(islice(iterator, SEEDS_AT_A_TIME)):
+        yield torch.stack(group, dim=1)
