@@ -29,7 +29,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("prefix", nargs="*", help="execute only notebooks whose names begin so")
     prefixes = tuple(parser.parse_args().prefix)
-    paths = [p for p in sorted(NOTEBOOKS.glob("*.ipynb")) if not prefixes or p.name.startswith(prefixes)]
+    paths = [
+        p for p in sorted(NOTEBOOKS.glob("*.ipynb")) if not prefixes or p.name.startswith(prefixes)
+    ]
     for path in paths:
         seconds = execute(path)
         print(f"{path.name}: {seconds:.0f} s", flush=True)

@@ -16,6 +16,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from fnmatch import fnmatchcase
+from numbers import Real
 from typing import Any
 
 import torch
@@ -168,9 +169,7 @@ class EWC(nn.Module):
         """
         total: Tensor | float = self._constant
         for name, parameter in self._protected().items():
-            total = total + (
-                self.importance[name] * (parameter - self.anchor[name]).square()
-            ).sum()
+            total = total + (self.importance[name] * (parameter - self.anchor[name]).square()).sum()
         return 0.5 * self.lam * total
 
     @torch.no_grad()
@@ -209,7 +208,12 @@ class EWC(nn.Module):
             # Written as 1 / (1 + 1/x) the weight is right for x = 0 and for x = ∞.
             pull = [1 / (1 + 1 / (lr * self.lam * S)) for S in importance]
             self._pull = ((lr, self.lam), pull)
-        torch._foreach_lerp_(parameters, anchors, self._pull[1])
+        if all(p.dtype == mu.dtype for p, mu in zip(parameters, anchors, strict=True)):
+            torch._foreach_lerp_(parameters, anchors, self._pull[1])
+            return
+        # A model in half precision: step in the anchor's precision, then round once.
+        for parameter, anchor, pull in zip(parameters, anchors, self._pull[1], strict=True):
+            parameter.copy_(parameter.to(anchor).lerp_(anchor, pull))
 
     def extra_repr(self) -> str:
         gamma = f", gamma={self.gamma:g}" if self.rule == "online" else ""
@@ -277,9 +281,11 @@ class EWC(nn.Module):
                     f"{tuple(buffer.shape)}: make a new EWC, or leave it out with exclude."
                 )
             protected[name] = parameters[name]
-        if self._buffers and (device := parameters[self.names[0]].device) != next(
-            iter(self._buffers.values())
-        ).device:
+        if (
+            self._buffers
+            and (device := parameters[self.names[0]].device)
+            != next(iter(self._buffers.values())).device
+        ):
             # The model has moved since: follow it.
             self.to(device)
             self._pull = None
@@ -320,7 +326,7 @@ def _key(kind: str, name: str) -> str:
 
 
 def _non_negative(name: str, value: float) -> float:
-    if not isinstance(value, int | float) or not math.isfinite(value) or value < 0:
+    if not isinstance(value, Real) or not math.isfinite(value) or value < 0:
         raise ValueError(f"{name} must be a finite number that is not negative, not {value!r}.")
     return float(value)
 

@@ -6,8 +6,6 @@ import platform
 
 import torch
 
-from ewc_tutorial.plots.style import set_style
-
 
 def pick_device(device: str = "auto") -> torch.device:
     """Return the device that ``"auto"`` means: the GPU if there is one, else the CPU."""
@@ -26,6 +24,9 @@ def setup(seed: int = 0, device: str = "cpu") -> torch.device:
         device: ``"cpu"``, where these small networks are fastest and results repeat exactly, or
             ``"auto"`` for the GPU if there is one.
     """
+    # Imported here: seaborn takes seconds, and who came for EWC alone needs none of it.
+    from ewc_tutorial.plots.style import set_style
+
     torch.manual_seed(seed)
     set_style()
     chosen = pick_device(device)

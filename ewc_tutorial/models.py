@@ -6,6 +6,7 @@ network's initial weights depend on nothing but the call.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Sequence
 from contextlib import contextmanager, nullcontext
 
@@ -53,7 +54,7 @@ def mlp(
     widths = [in_features, *hidden]
     with _seeded(seed):
         layers: list[nn.Module] = []
-        for fan_in, fan_out in zip(widths, widths[1:], strict=False):
+        for fan_in, fan_out in itertools.pairwise(widths):
             _positive(hidden=fan_out)
             layers += [nn.Linear(fan_in, fan_out), activation()]
             if dropout:
@@ -86,7 +87,7 @@ def small_cnn(
     depths = [in_channels, *channels]
     with _seeded(seed):
         layers: list[nn.Module] = []
-        for fan_in, fan_out in zip(depths, depths[1:], strict=False):
+        for fan_in, fan_out in itertools.pairwise(depths):
             _positive(channels=fan_out)
             layers += [nn.Conv2d(fan_in, fan_out, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2)]
         return nn.Sequential(

@@ -7,18 +7,19 @@ trained on by another.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
-from sklearn.datasets import load_digits
-from sklearn.model_selection import train_test_split
 from torch import Tensor
 from torch.utils.data import TensorDataset
 
 DATASETS = ("digits", "mnist")
+MNIST_FILES = tuple(
+    f"{part}-{kind}-ubyte" for part in ("train", "t10k") for kind in ("images-idx3", "labels-idx1")
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,7 +47,8 @@ class Task:
             x, y = getattr(self, part).tensors
             if x.dtype != torch.float32 or y.dtype != torch.int64:
                 raise TypeError(
-                    f"{part} must hold float32 inputs and int64 labels, not {x.dtype} and {y.dtype}."
+                    f"{part} must hold float32 inputs and int64 labels, not {x.dtype} "
+                    f"and {y.dtype}."
                 )
 
     def to(self, device: torch.device | str) -> Task:
@@ -83,9 +85,7 @@ class _Images:
             return TensorDataset(x.flatten(1) if flatten else x, y)
 
         classes = tuple(self.y_train.unique().tolist())
-        return Task(
-            name, part(self.x_train, self.y_train), part(self.x_test, self.y_test), classes
-        )
+        return Task(name, part(self.x_train, self.y_train), part(self.x_test, self.y_test), classes)
 
 
 def permuted_tasks(
@@ -208,9 +208,7 @@ def split_tasks(
             kept = (y >= first) & (y < first + size)
             return x[kept], y[kept] - shift
 
-        subset = _Images(
-            *part(images.x_train, images.y_train), *part(images.x_test, images.y_test)
-        )
+        subset = _Images(*part(images.x_train, images.y_train), *part(images.x_test, images.y_test))
         tasks.append(subset.task("/".join(map(str, classes)), flatten=flatten))
     return tasks
 
@@ -255,6 +253,9 @@ def _load(
     dataset: str, seed: int, n_train: int | None, n_test: int | None, download: bool
 ) -> _Images:
     if dataset == "digits":
+        from sklearn.datasets import load_digits
+        from sklearn.model_selection import train_test_split
+
         digits = load_digits()
         x = torch.tensor(digits.images, dtype=torch.float32).unsqueeze(1) / 16
         y = torch.tensor(digits.target, dtype=torch.int64)
@@ -275,6 +276,8 @@ def _subset(name: str, x: Tensor, y: Tensor, size: int | None, seed: int) -> tup
     """Return a stratified subset of ``size`` samples, in random order."""
     if size is None or size == len(y):
         return x, y
+    from sklearn.model_selection import train_test_split
+
     n_classes = len(y.unique())
     # scikit-learn's stratified split needs one sample a class on either side.
     if not n_classes <= size <= len(y) - n_classes:
@@ -290,22 +293,24 @@ def _load_mnist(download: bool) -> _Images:
     from torchvision.datasets import MNIST
 
     folder = data_folder()
-    try:
-        parts = [MNIST(str(folder), train=train, download=False) for train in (True, False)]
-    except RuntimeError as missing:
+    files = [folder / "MNIST" / "raw" / name for name in MNIST_FILES]
+    if missing := [file.name for file in files if not file.exists()]:
         if not download:
             raise FileNotFoundError(
-                f"MNIST is not in {folder}: put its four raw files into {folder / 'MNIST' / 'raw'}, "
-                "set EWC_TUTORIAL_DATA to the folder that has them, or pass download=True."
-            ) from missing
+                f"MNIST is not in {folder} (no {missing[0]}): put its four raw files into "
+                f"{files[0].parent}, set EWC_TUTORIAL_DATA to the folder that has MNIST/raw, or "
+                "pass download=True."
+            )
         try:
-            parts = [MNIST(str(folder), train=train, download=True) for train in (True, False)]
+            MNIST(str(folder), download=True)
         except (RuntimeError, OSError) as failed:
             raise ConnectionError(
                 f"MNIST could not be downloaded to {folder} ({failed}): connect to a network, "
                 "or use dataset='digits', which needs none."
             ) from failed
-    except (ValueError, AssertionError, OSError, EOFError, IndexError, KeyError) as damaged:
+    try:
+        parts = [MNIST(str(folder), train=train) for train in (True, False)]
+    except (RuntimeError, ValueError, AssertionError, OSError, LookupError) as damaged:
         raise _corrupted(folder, str(damaged)) from damaged
     tensors = []
     for part, size in zip(parts, (60_000, 10_000), strict=True):

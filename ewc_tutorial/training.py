@@ -10,9 +10,9 @@ import math
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
-import pandas as pd
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
@@ -22,6 +22,9 @@ from tqdm.auto import trange
 
 from ewc_tutorial.ewc import EWC
 from ewc_tutorial.tasks import Task
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 #: How the penalty enters a step: after it (stable at every λ), as a gradient, or in the loss.
 UPDATES = ("proximal", "gradient", "loss")
@@ -64,6 +67,8 @@ class History:
 
     def to_frame(self) -> pd.DataFrame:
         """Return the curves as a tidy table with the columns step, task, accuracy and seen."""
+        import pandas as pd
+
         starts = np.concatenate([[0], self.boundaries[:-1]])
         return pd.DataFrame(
             {

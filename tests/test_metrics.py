@@ -33,7 +33,9 @@ def test_forgetting_takes_the_best_earlier_stage_not_the_diagonal():
 
 
 def test_a_single_task_forgets_and_transfers_nothing():
-    assert forgetting([[0.9]]) == backward_transfer([[0.9]]) == forward_transfer([[0.9]], [0.1]) == 0
+    assert (
+        forgetting([[0.9]]) == backward_transfer([[0.9]]) == forward_transfer([[0.9]], [0.1]) == 0
+    )
 
 
 diagonals = arrays(np.float64, 6, elements=st.floats(0, 1e3)).filter(lambda F: F.sum() > 1e-6)

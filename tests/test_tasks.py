@@ -28,7 +28,7 @@ def test_tasks_have_the_promised_types_and_shapes(make, flatten, shape):
             assert x.dtype == torch.float32
             assert y.dtype == torch.int64
             assert x.shape[1:] == shape
-            assert 0 <= x.min()
+            assert x.min() >= 0
             assert x.max() <= 1
             assert tuple(y.unique().tolist()) == task.classes
         assert task.in_features == 64
@@ -177,7 +177,7 @@ def test_corrupted_mnist_says_so(tiny_mnist, damage):
         images.write_bytes(gzip.compress(b"not what it should be"))
     else:
         write_idx(tiny_mnist / "train-labels-idx1-ubyte", np.full(60_000, 77))
-    with pytest.raises(ValueError, match="The MNIST files in .* are corrupted"):
+    with pytest.raises(ValueError, match=r"The MNIST files in .* are corrupted"):
         permuted_tasks(1, "mnist")
 
 
@@ -197,7 +197,7 @@ def test_no_network_says_so(tmp_path, monkeypatch):
 
     monkeypatch.setenv("EWC_TUTORIAL_DATA", str(tmp_path))
     monkeypatch.setattr(mnist, "download_and_extract_archive", offline)
-    with pytest.raises(ConnectionError, match="could not be downloaded .* use dataset='digits'"):
+    with pytest.raises(ConnectionError, match=r"could not be downloaded .* use dataset='digits'"):
         permuted_tasks(1, "mnist", download=True)
 
 

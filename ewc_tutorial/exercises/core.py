@@ -89,9 +89,7 @@ def _leaves(value: Any) -> list[tuple[str, np.ndarray]]:
         ]
     if isinstance(value, list | tuple):
         return [
-            (f"[{i}]{path}", leaf)
-            for i, item in enumerate(value)
-            for path, leaf in _leaves(item)
+            (f"[{i}]{path}", leaf) for i, item in enumerate(value) for path, leaf in _leaves(item)
         ]
     if hasattr(value, "detach"):
         value = value.detach().cpu()
