@@ -1,0 +1,59 @@
+"""The files that set the course up agree with each other."""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from pathlib import Path
+
+import pytest
+import yaml
+
+ROOT = Path(__file__).resolve().parent.parent
+CONDA_NAMES = {"torch": "pytorch"}
+
+
+def requirements(group: list[str]) -> dict[str, str]:
+    return dict(re.fullmatch(r"([A-Za-z0-9_.-]+)(.*)", line).groups() for line in group)
+
+
+@pytest.fixture(scope="module")
+def project() -> dict:
+    return tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+
+
+@pytest.fixture(scope="module")
+def constraints() -> dict[str, str]:
+    lines = (ROOT / "constraints.txt").read_text().splitlines()
+    return dict(line.lower().split("==") for line in lines if not line.startswith("#"))
+
+
+def test_conda_and_pip_ask_for_the_same(project):
+    conda = yaml.safe_load((ROOT / "environment.yml").read_text())["dependencies"]
+    conda = requirements([line for line in conda if isinstance(line, str) and line != "pip"])
+    wanted = {CONDA_NAMES.get(k, k): v for k, v in requirements(project["dependencies"]).items()}
+    assert conda == {"python": project["requires-python"], **wanted}
+
+
+def test_every_requirement_is_pinned_within_its_range(project, constraints):
+    from packaging.specifiers import SpecifierSet
+
+    groups = [project["dependencies"], project["optional-dependencies"]["test"]]
+    for name, ranges in (item for group in groups for item in requirements(group).items()):
+        assert constraints[name.lower()] in SpecifierSet(ranges), name
+
+
+def test_torch_and_torchvision_are_the_tested_pair(constraints):
+    assert (constraints["torch"], constraints["torchvision"]) == ("2.14.1", "0.29.1")
+
+
+def test_constraints_hold_versions_alone():
+    for line in (ROOT / "constraints.txt").read_text().splitlines():
+        assert line.startswith("#") or re.fullmatch(r"[A-Za-z0-9_.-]+==[A-Za-z0-9_.!+-]+", line)
+
+
+def test_make_help_lists_every_command():
+    makefile = (ROOT / "Makefile").read_text()
+    phony = set(re.search(r"^\.PHONY: (.*)$", makefile, flags=re.M).group(1).split())
+    assert phony == set(re.findall(r"^([a-z-]+):.*## ", makefile, flags=re.M))
+    assert {"help", "lab", "test", "check", "notebooks", "clean"} <= phony
