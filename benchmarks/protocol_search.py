@@ -1,0 +1,180 @@
+"""Find the course's default protocol: networks, budgets, learning rates and λ, per method.
+
+    python benchmarks/protocol_search.py search     # add the rows that are missing
+    python benchmarks/protocol_search.py report     # the chosen settings on five other seeds
+    python benchmarks/protocol_search.py show       # print the tables from the stored rows
+
+Three permuted digit tasks are learned one after the other. A *setting* is a network and a budget
+(epochs per task); within one, every method gets the learning rate and the λ that suit it best on
+the search seeds. Rows are appended to ``results/protocol_search.csv`` as they are finished, so
+that the search can be interrupted and extended. What is reported comes from seeds that chose
+nothing.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import itertools
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+
+from ewc_tutorial import EWC, L2, learn, mlp, permuted_tasks
+
+ROWS = Path(__file__).parent / "results" / "protocol_search.csv"
+KEY = ["method", "hidden", "epochs", "lr", "lam", "seed"]
+COLUMNS = [*KEY, "average_accuracy", "after_first", "first_at_end", "learned", "R"]
+
+SEARCH_SEEDS = (100, 101, 102)
+REPORT_SEEDS = (0, 1, 2, 3, 4)
+N_TASKS = 3
+BATCH_SIZE = 32
+HIDDEN = ("100-100", "256-256", "512-512")
+EPOCHS = (5, 10, 20, 40)
+# The grids, in half decades. The search starts in the middle and goes on around the best cell of
+# each method until the best one's neighbours are all known.
+LR = (0.003, 0.01, 0.03, 0.1, 0.3, 1.0)
+LAM = {
+    "plain": (0.0,),
+    "joint": (0.0,),
+    "L2": (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0),
+    "EWC": (1.0, 3.0, 10.0, 30.0, 100.0, 300.0, 1000.0, 3000.0, 10000.0),
+}
+START_LR = (0.1, 0.3)
+START_LAM = {"plain": (0.0,), "joint": (0.0,), "L2": (0.03, 0.1), "EWC": (100.0, 300.0)}
+METHODS = tuple(LAM)
+
+
+def run(method: str, hidden: str, epochs: int, lr: float, lam: float, seed: int) -> dict:
+    """Learn the three tasks once and return one row."""
+    torch.set_num_threads(1)
+    tasks = permuted_tasks(N_TASKS, seed=seed)
+    model = mlp(64, [int(width) for width in hidden.split("-")], 10, seed=seed)
+    penalty = {"L2": L2, "EWC": EWC}.get(method)
+    row = dict(zip(KEY, (method, hidden, epochs, lr, lam, seed), strict=True))
+    try:
+        history = learn(
+            model,
+            tasks,
+            penalty(model, lam) if penalty else None,
+            joint=method == "joint",
+            epochs=epochs,
+            lr=lr,
+            batch_size=BATCH_SIZE,
+            evaluations=1,
+            seed=seed,
+        )
+    except ValueError as diverged:
+        return row | {"R": str(diverged)}
+    R = history.accuracy
+    return row | {
+        "average_accuracy": round(R[-1].mean(), 5),
+        "after_first": round(R[0, 0], 5),
+        "first_at_end": round(R[-1, 0], 5),
+        "learned": round(np.diag(R).mean(), 5),
+        "R": " ".join(f"{value:.5f}" for value in R.ravel()),
+    }
+
+
+def stored() -> pd.DataFrame:
+    """Return the rows found so far."""
+    return pd.read_csv(ROWS) if ROWS.exists() else pd.DataFrame(columns=COLUMNS)
+
+
+def run_missing(wanted: list[tuple], workers: int) -> int:
+    """Run what is wanted and not stored yet, append each row as it is finished, and count them."""
+    done = set(map(tuple, stored()[KEY].itertuples(index=False)))
+    todo = [job for job in wanted if job not in done]
+    print(f"{len(wanted)} runs wanted, {len(todo)} to do", flush=True)
+    new = not ROWS.exists()
+    with ROWS.open("a", newline="") as file, ProcessPoolExecutor(workers) as pool:
+        writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
+        if new:
+            writer.writeheader()
+        for future in as_completed([pool.submit(run, *job) for job in todo]):
+            writer.writerow(future.result())
+            file.flush()
+    return len(todo)
+
+
+def around(grid: tuple[float, ...], value: float) -> tuple[float, ...]:
+    """Return the value with its neighbours on the grid."""
+    at = grid.index(value)
+    return grid[max(0, at - 1) : at + 2]
+
+
+def best(rows: pd.DataFrame) -> pd.DataFrame:
+    """Return per setting and method the learning rate and λ with the best mean on search seeds."""
+    search = rows[rows.seed.isin(SEARCH_SEEDS)]
+    # A cell of the grid counts once all its seeds are there; a run that diverged has no number.
+    means = search.groupby(["hidden", "epochs", "method", "lr", "lam"]).agg(
+        seeds=("average_accuracy", "count"),
+        average_accuracy=("average_accuracy", "mean"),
+        after_first=("after_first", "mean"),
+        learned=("learned", "mean"),
+    )
+    means = means[means.seeds == len(SEARCH_SEEDS)].reset_index()
+    chosen = means.groupby(["hidden", "epochs", "method"]).average_accuracy.idxmax()
+    return means.loc[chosen].drop(columns="seeds").reset_index(drop=True)
+
+
+def show(rows: pd.DataFrame) -> None:
+    """Print the best of every method in every setting, and the report of the report seeds."""
+    table = best(rows)
+    table["setting"] = [
+        f"{row.average_accuracy:.3f} (lr {row.lr:g}, λ {row.lam:g})" for row in table.itertuples()
+    ]
+    print("Mean over the search seeds, each method at its best learning rate and λ:")
+    print(table.pivot(index=["hidden", "epochs"], columns="method", values="setting").to_string())
+    report = rows[rows.seed.isin(REPORT_SEEDS)]
+    if len(report):
+        grouped = report.groupby(["hidden", "epochs", "method", "lr", "lam"]).average_accuracy
+        summary = grouped.agg(["mean", "sem", "count"]).round(3)
+        print("\nReport seeds: average accuracy, mean and standard error:")
+        print(summary.to_string())
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("what", choices=("search", "report", "show"))
+    parser.add_argument("--hidden", nargs="*", default=HIDDEN)
+    parser.add_argument("--epochs", nargs="*", type=int, default=EPOCHS)
+    parser.add_argument("--workers", type=int, default=2)
+    arguments = parser.parse_args()
+    settings = list(itertools.product(arguments.hidden, arguments.epochs))
+    if arguments.what == "search":
+        wanted = [
+            (method, hidden, epochs, lr, lam, seed)
+            for hidden, epochs in settings
+            for seed in SEARCH_SEEDS
+            for lr in START_LR
+            for method in METHODS
+            for lam in START_LAM[method]
+        ]
+        while run_missing(wanted, arguments.workers):
+            wanted = [
+                (row.method, row.hidden, row.epochs, lr, lam, seed)
+                for row in best(stored()).itertuples()
+                if (row.hidden, row.epochs) in settings
+                for lr in around(LR, row.lr)
+                for lam in around(LAM[row.method], row.lam)
+                for seed in SEARCH_SEEDS
+            ]
+    elif arguments.what == "report":
+        chosen = best(stored())
+        wanted = [
+            (row.method, row.hidden, row.epochs, row.lr, row.lam, seed)
+            for row in chosen.itertuples()
+            if (row.hidden, row.epochs) in settings
+            for seed in REPORT_SEEDS
+        ]
+        run_missing(wanted, arguments.workers)
+    show(stored())
+
+
+if __name__ == "__main__":
+    main()
