@@ -14,10 +14,130 @@ from torch.nn import functional
 
 # --- 00 Start here --------------------------------------------------------------------------
 
+
+def accuracy(logits: Tensor, y: Tensor) -> float:
+    """Return the share of samples whose largest logit is that of their label."""
+    right = 0
+    for scores, label in zip(logits, y, strict=True):
+        if scores.argmax() == label:
+            right += 1
+    return right / len(y)
+
+
+def permute_pixels(x: Tensor, order: Tensor) -> Tensor:
+    """Return images ``(N, D)`` in which pixel j is the original's pixel ``order[j]``."""
+    permuted = torch.empty_like(x)
+    for j, source in enumerate(order):
+        permuted[:, j] = x[:, source]
+    return permuted
+
+
 # --- 01 From Bayes to Fisher ----------------------------------------------------------------
+
+
+def gaussian_kl(mean_p: Tensor, precision_p: Tensor, mean_q: Tensor, precision_q: Tensor) -> Tensor:
+    """KL(p ‖ q) = ½ [ tr(Q P⁻¹) − D + (m_q − m_p)ᵀ Q (m_q − m_p) + log det P − log det Q ].
+
+    Means are ``(D,)``, precision matrices P and Q ``(D, D)``.
+    """
+    gap = mean_q - mean_p
+    spread = torch.trace(precision_q @ torch.linalg.inv(precision_p)) - len(gap)
+    distance = gap @ precision_q @ gap
+    log_volumes = torch.logdet(precision_p) - torch.logdet(precision_q)
+    return (spread + distance + log_volumes) / 2
+
+
+def laplace_precision(theta: Tensor, x: Tensor, prior_precision: float) -> Tensor:
+    """P = Σ_n p_n (1 − p_n) x_n x_nᵀ + τ I, the Hessian of −log posterior of logistic regression.
+
+    ``theta`` is ``(D,)``, ``x`` is ``(N, D)``, τ is ``prior_precision``, p_n = σ(θᵀx_n).
+    """
+    precision = prior_precision * torch.eye(len(theta), dtype=theta.dtype)
+    for x_n in x:
+        p = torch.sigmoid(theta @ x_n)
+        precision = precision + p * (1 - p) * torch.outer(x_n, x_n)
+    return precision
+
+
+def logistic_fisher(theta: Tensor, x: Tensor, y: Tensor) -> Tensor:
+    """F_i = (1/N) Σ_n E_label[((label − p_n) x_ni)²]: the diagonal, ``(D,)``.
+
+    The expectation is over the labels that the model itself would give, so ``y`` is not used.
+    """
+    total = torch.zeros_like(theta)
+    for x_n in x:
+        p = torch.sigmoid(theta @ x_n)
+        for label, probability in ((0, 1 - p), (1, p)):
+            score = (label - p) * x_n
+            total = total + probability * score**2
+    return total / len(x)
+
 
 # --- 02 Squared gradients -------------------------------------------------------------------
 
 # --- 03 The penalty term --------------------------------------------------------------------
+
+
+def ewc_penalty(
+    theta: dict[str, Tensor], anchor: dict[str, Tensor], fisher: dict[str, Tensor], lam: float
+) -> Tensor:
+    """Return λ/2 Σ_i F_i (θ_i − θ*_i)², over all entries of all parameters.
+
+    Source: Kirkpatrick et al. 2017, the second term of equation 3.
+    """
+    total = 0.0
+    for name in theta:
+        stretch = theta[name] - anchor[name]
+        total = total + (fisher[name] * stretch**2).sum()
+    return lam / 2 * total
+
+
+def ewc_gradient(
+    theta: dict[str, Tensor], anchor: dict[str, Tensor], fisher: dict[str, Tensor], lam: float
+) -> dict[str, Tensor]:
+    """Return the gradient of the penalty, λ F_i (θ_i − θ*_i), one tensor per parameter."""
+    gradient = {}
+    for name in theta:
+        gradient[name] = lam * fisher[name] * (theta[name] - anchor[name])
+    return gradient
+
+
+def proximal_step(
+    theta: dict[str, Tensor],
+    anchor: dict[str, Tensor],
+    fisher: dict[str, Tensor],
+    lam: float,
+    lr: float,
+) -> dict[str, Tensor]:
+    """Return the θ' that minimises λ/2 Σ F (θ' − θ*)² + Σ (θ' − θ)² / 2η, with η = ``lr``."""
+    stepped = {}
+    for name in theta:
+        x = lr * lam * fisher[name]
+        stepped[name] = (theta[name] + x * anchor[name]) / (1 + x)
+    return stepped
+
+
+def collapse_quadratics(
+    fishers: list[Tensor], anchors: list[Tensor]
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return S, μ and c with Σ_t Σ_i F_t,i (θ_i − θ*_t,i)² = Σ_i S_i (θ_i − μ_i)² + c for all θ.
+
+    Args:
+        fishers, anchors: one tensor ``(P,)`` per task. Every entry needs an F > 0 in some task.
+
+    Returns:
+        S ``(P,)``, μ ``(P,)`` and the scalar c.
+    """
+    S = torch.zeros_like(fishers[0])
+    weighted = torch.zeros_like(fishers[0])
+    for F, anchor in zip(fishers, anchors, strict=True):
+        S = S + F
+        weighted = weighted + F * anchor
+    mu = weighted / S
+    c = torch.zeros(())
+    for F, anchor in zip(fishers, anchors, strict=True):
+        c = c + (F * (mu - anchor) ** 2).sum()
+    return S, mu, c
+
 
 # --- 04 Forgetting curves -------------------------------------------------------------------

@@ -6,7 +6,6 @@ initial weights, batches in the same order and the same number of steps.
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -100,10 +99,11 @@ def train(
     Args:
         model: maps inputs to logits ``(N, C)``; its training mode is restored afterwards.
         data: a task, whose training part is used, or a data set of tensors.
-        epochs, steps: give one of them. An epoch is ⌈N / batch_size⌉ steps; the last batch of an
-            epoch may be smaller.
+        epochs, steps: give one of them. An epoch is ⌊N / batch_size⌋ steps: the rest, other
+            samples each time, is left out. A step on a handful of samples would throw the weights
+            about as far as one on a full batch, just before they are evaluated or consolidated.
         lr: learning rate η.
-        batch_size: number of samples per step.
+        batch_size: number of samples per step; all N if there are fewer.
         optimizer: called as ``optimizer(parameters, lr=lr)``.
         ewc: the penalty on leaving earlier tasks; ``None`` for plain fine-tuning.
         update: ``"proximal"``, ``"gradient"`` or ``"loss"``: the three ways of :class:`EWC`.
@@ -298,9 +298,11 @@ class _StopWatch:
 
 
 def _batches(n: int, batch_size: int, generator: torch.Generator) -> Iterable[Tensor]:
-    """Yield row numbers for ever: each epoch a new permutation, its last batch maybe smaller."""
+    """Yield row numbers for ever: each epoch a new permutation, cut into full batches."""
+    batch_size = min(batch_size, n)
     while True:
-        yield from torch.randperm(n, generator=generator).split(batch_size)
+        rows = torch.randperm(n, generator=generator)
+        yield from rows[: n - n % batch_size].split(batch_size)
 
 
 def _count_steps(n: int, batch_size: int, epochs: int | None, steps: int | None) -> int:
@@ -313,7 +315,7 @@ def _count_steps(n: int, batch_size: int, epochs: int | None, steps: int | None)
             raise ValueError(f"{name} must be a positive whole number, not {value!r}.")
     if n == 0:
         raise ValueError("data must hold at least one sample, but it is empty.")
-    return steps if steps is not None else epochs * math.ceil(n / batch_size)
+    return steps if steps is not None else epochs * max(1, n // batch_size)
 
 
 def _training_part(data: Task | TensorDataset) -> TensorDataset:

@@ -19,18 +19,16 @@ from ewc_tutorial.exercises.registry import EXERCISES
 __all__ = ["EXERCISES", "Exercise", "check", "reveal"]
 
 
-def check(name: str, fn: Callable[..., Any]) -> bool:
-    """Try the reader's function on the exercise's cases, print the verdict and return it.
+def check(name: str, fn: Callable[..., Any]) -> Result:
+    """Try the reader's function on the exercise's cases and return the verdict.
 
-    A function that returns ``None`` or ``...`` counts as not attempted: nothing is raised, so that
+    A notebook shows the verdict as a sentence; it is true if the function is right. A function that returns ``None`` or ``...`` counts as not attempted: nothing is raised, so that
     an untouched notebook runs from top to bottom.
 
     Raises:
         KeyError: there is no exercise of that name.
     """
-    result: Result = judge(_find(name), fn)
-    print(result)
-    return result.correct
+    return judge(_find(name), fn)
 
 
 def reveal(name: str) -> Any:

@@ -29,14 +29,17 @@ class Exercise:
     rtol: float = 1e-4
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Result:
-    """A verdict; printed it is the sentence that the reader sees."""
+    """A verdict: true or false, and shown as the sentence that the reader sees."""
 
     correct: bool
     text: str
 
-    def __str__(self) -> str:
+    def __bool__(self) -> bool:
+        return self.correct
+
+    def __repr__(self) -> str:
         return self.text
 
 
