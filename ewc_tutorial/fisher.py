@@ -4,23 +4,30 @@
 
 The square is of one sample's gradient. Squaring the gradient of a batch, as ``backward()`` would
 give it, is another and much smaller quantity (the estimator ``batched``).
+
+How it is done: ``samples.py`` makes batches of whatever the data is, ``likelihoods.py`` says which
+gradients to start from at the model's outputs, ``engine.py`` carries them to the parameters.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import torch
+import torch.distributed
 from torch import Tensor, nn
 
-from ewc_tutorial.likelihoods import ESTIMATORS, Draws, Likelihood, make_likelihood
-from ewc_tutorial.per_sample import squares_by_loop, squares_by_vmap
-from ewc_tutorial.samples import make_samples
+from ewc_tutorial.engine import PROBE_SIZE, Engine
+from ewc_tutorial.likelihoods import ESTIMATORS, Draws, Seeds, make_likelihood
+from ewc_tutorial.samples import Batch, Samples, make_samples
+from ewc_tutorial.undisturbed import undisturbed
 
 #: The seed of the random numbers when no generator is given.
 DEFAULT_SEED = 0
+#: The batch that ``batched`` averages over, where the data has no batches of its own.
+DEFAULT_BATCH = 32
 
 
 def fisher_diagonal(
@@ -85,48 +92,161 @@ def fisher_diagonal(
         ValueError: an argument is unknown or out of range, the data is empty, labels are missing or
             do not fit the outputs, the model has no trainable parameter, or a result is not finite.
     """
+    rule = make_likelihood(likelihood, classes, ignore_index, variance)
     _check_choice("estimator", estimator, ESTIMATORS)
     _check_count("n_samples", n_samples)
     _check_count("batch_size", batch_size)
-    rule = make_likelihood(likelihood, classes, ignore_index, variance)
-    names = [name for name, p in model.named_parameters() if p.requires_grad]
-    if not names:
-        raise ValueError("model must have at least one trainable parameter, but it has none.")
     if generator is None:
         generator = torch.Generator().manual_seed(DEFAULT_SEED)
-
-    with undisturbed(model):
+    draws = Draws(generator)
+    with _engine(model) as (engine, prefix):
         samples = make_samples(data, n_samples, generator)
-        draws = Draws(generator)
-        parameters = {name: model.get_parameter(name) for name in names}
-        device = parameters[names[0]].device
-        sums = {
-            name: torch.zeros_like(p, dtype=torch.float64 if device.type != "mps" else None)
-            for name, p in parameters.items()
-        }
-        count = 0
-        if estimator == "batched":
-            size = batch_size or (None if samples.own_batches else 32)
-        else:
-            size = batch_size or 64
-        for x, y in samples.batches(size, merge=estimator == "batched"):
-            x, y = x.to(device), None if y is None else y.to(device)
+        sums, count = _zeros(engine), 0
+        for x, y in _with_progress(
+            _batches(samples, engine, estimator, batch_size), samples, progress
+        ):
+            x, y = _to_device(x, engine.device), _to_device(y, engine.device)
+
+            def seeds(outputs: Tensor, y: Tensor | None = y) -> Seeds:
+                return rule.seeds(estimator, outputs, y, draws)
+
             if estimator == "batched":
-                squares = _squared_batch_mean(model, names, x, y, rule, draws)
+                squares = _squared_batch_mean(engine, x, seeds)
             else:
-                with torch.no_grad():
-                    outputs = model(x)
-                seeds = rule.seeds(estimator, outputs, y, draws)
-                try:
-                    squares = squares_by_vmap(model, names, x, list(seeds), len(x))
-                except RuntimeError:
-                    squares = squares_by_loop(model, names, x, list(seeds))
+                squares = engine.squares(x, seeds)
             for name, value in squares.items():
                 sums[name] += value
             count += len(x)
-    if not count:
-        raise ValueError("data must have at least one sample, but it is empty.")
-    return {name: _finished(name, sums[name] / count, p) for name, p in parameters.items()}
+        if distributed:
+            count = _sum_over_processes(sums, count)
+        if not count:
+            raise ValueError("data must have at least one sample, but it is empty.")
+        return {
+            prefix + name: _finished(prefix + name, sums[name] / count, parameter)
+            for name, parameter in engine.parameters.items()
+        }
+
+
+def explain_fisher(
+    model: nn.Module,
+    data: Any,
+    estimator: str = "exact",
+    likelihood: str = "categorical",
+    **options: Any,
+) -> dict[str, str]:
+    """Tell how :func:`fisher_diagonal` would treat each parameter, from the first few samples.
+
+    Args:
+        model, data, estimator, likelihood: as for :func:`fisher_diagonal`.
+        options: ``classes``, ``ignore_index`` or ``variance``, as there.
+
+    Returns:
+        Per trainable parameter the rule it gets: a closed form of its layer, ``torch.func`` over
+        samples, or the loop over samples, which is slow.
+
+    Raises:
+        TypeError, ValueError: as :func:`fisher_diagonal`.
+    """
+    _check_choice("estimator", estimator, ESTIMATORS)
+    if estimator == "batched":
+        raise ValueError("estimator 'batched' has no per-sample gradients to explain.")
+    rule = make_likelihood(likelihood, **options)
+    generator = torch.Generator().manual_seed(DEFAULT_SEED)
+    with _engine(model) as (engine, prefix):
+        head = make_samples(data, None, generator).head(PROBE_SIZE)
+        if head is None:
+            raise ValueError("data must have at least one sample, but it is empty.")
+        x, y = (_to_device(t, engine.device) for t in head)
+        engine.squares(x, lambda outputs: rule.seeds(estimator, outputs, y, Draws(generator)))
+        return {prefix + name: engine.explanation[name] for name in engine.parameters}
+
+
+@contextmanager
+def _engine(model: nn.Module) -> Iterator[tuple[Engine, str]]:
+    """Yield an engine for the trainable parameters, and what wrappers put before their names."""
+    model, prefix = _unwrapped(model)
+    names = [name for name, p in model.named_parameters() if p.requires_grad]
+    if not names:
+        raise ValueError("model must have at least one trainable parameter, but it has none.")
+    with undisturbed(model), Engine(model, names) as engine:
+        yield engine, prefix
+
+
+def _unwrapped(model: nn.Module) -> tuple[nn.Module, str]:
+    """Return the module inside wrappers that only run it: they would hide its layers' calls."""
+    prefix = ""
+    while True:
+        if isinstance(model, nn.DataParallel | nn.parallel.DistributedDataParallel):
+            inner = "module"
+        elif hasattr(model, "_orig_mod"):  # torch.compile
+            inner = "_orig_mod"
+        else:
+            return model, prefix
+        model, prefix = getattr(model, inner), f"{prefix}{inner}."
+
+
+def _batches(
+    samples: Samples, engine: Engine, estimator: str, batch_size: int | None
+) -> Iterator[Batch]:
+    if estimator == "batched":
+        size = batch_size or (None if samples.own_batches else DEFAULT_BATCH)
+        return samples.batches(size, merge=True)
+    head = samples.head(PROBE_SIZE)
+    if head is not None:
+        engine.probe(_to_device(head[0], engine.device))
+    return samples.batches(batch_size or engine.batch_size)
+
+
+def _with_progress(batches: Iterator[Batch], samples: Samples, progress: bool) -> Iterator[Batch]:
+    if not progress:
+        yield from batches
+        return
+    from tqdm.auto import tqdm
+
+    # Short runs show no bar: it appears after a second.
+    with tqdm(total=samples.total, desc="Fisher information", unit="samples", delay=1.0) as bar:
+        for batch in batches:
+            yield batch
+            bar.update(len(batch[0]))
+
+
+def _to_device(tensor: Tensor | None, device: torch.device) -> Tensor | None:
+    if tensor is None:
+        return None
+    moved = tensor.to(device, non_blocking=True)
+    # Autograd cannot keep tensors that were made in inference mode.
+    return moved.clone() if moved.is_inference() else moved
+
+
+def _zeros(engine: Engine) -> dict[str, Tensor]:
+    """Return the sums at their start: in float64, so that no error grows with the samples."""
+    return {
+        # Apple's devices have no float64.
+        name: torch.zeros_like(p, dtype=torch.float32 if p.device.type == "mps" else torch.float64)
+        for name, p in engine.parameters.items()
+    }
+
+
+def _squared_batch_mean(
+    engine: Engine, x: Tensor, make_seeds: Callable[[Tensor], Seeds]
+) -> dict[str, Tensor]:
+    """Return the squared mean gradient of one batch, times its number of samples."""
+    outputs = engine.model(x)
+    (seed,) = make_seeds(outputs.detach())
+    parameters = list(engine.parameters.values())
+    gradients = torch.autograd.grad(outputs, parameters, seed / len(x), materialize_grads=True)
+    return {n: g.square() * len(x) for n, g in zip(engine.parameters, gradients, strict=True)}
+
+
+def _sum_over_processes(sums: dict[str, Tensor], count: int) -> int:
+    """Add up sums and count over all processes, if there are several."""
+    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+        return count
+    # The backend may not know other devices than the model's.
+    total = torch.tensor(count, device=next(iter(sums.values())).device)
+    for tensor in (total, *sums.values()):
+        torch.distributed.all_reduce(tensor)
+    return int(total)
 
 
 def _finished(name: str, mean: Tensor, parameter: Tensor) -> Tensor:
@@ -137,50 +257,6 @@ def _finished(name: str, mean: Tensor, parameter: Tensor) -> Tensor:
             "in the data and the weights."
         )
     return result
-
-
-def _squared_batch_mean(
-    model: nn.Module,
-    names: list[str],
-    x: Tensor,
-    y: Tensor | None,
-    likelihood: Likelihood,
-    draws: Draws,
-) -> dict[str, Tensor]:
-    """Return the squared mean gradient of one batch, times its number of samples."""
-    outputs = model(x)
-    (seed,) = likelihood.seeds("batched", outputs.detach(), y, draws)
-    parameters = [model.get_parameter(name) for name in names]
-    gradients = torch.autograd.grad(outputs, parameters, seed / len(x), materialize_grads=True)
-    return {n: g.square() * len(x) for n, g in zip(names, gradients, strict=True)}
-
-
-@contextmanager
-def undisturbed(model: nn.Module) -> Iterator[None]:
-    """Differentiate in evaluation mode and leave the model and the random state as they were."""
-    training = [(module, module.training) for module in model.modules()]
-    buffers = [
-        (module, name, buffer, None if buffer is None else buffer.clone())
-        for module in model.modules()
-        for name, buffer in module._buffers.items()
-    ]
-    devices = {t.device for t in model.parameters() if t.device.type == "cuda"}
-    with (
-        torch.inference_mode(False),
-        torch.enable_grad(),
-        torch.random.fork_rng(devices=[device.index for device in devices]),
-    ):
-        try:
-            model.eval()
-            yield
-        finally:
-            for module, was_training in training:
-                module.training = was_training
-            with torch.no_grad():
-                for module, name, buffer, value in buffers:
-                    module._buffers[name] = buffer
-                    if buffer is not None and not torch.equal(buffer, value):
-                        buffer.copy_(value)
 
 
 def _check_choice(argument: str, value: Any, choices: Iterable[str]) -> None:

@@ -17,7 +17,7 @@ vanish in the expectation: the seeds of ``exact`` then treat one output at a tim
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -88,10 +88,12 @@ class Likelihood(ABC):
     def mode(self, outputs: Tensor, labels: Tensor | None) -> Tensor:
         """Return the likeliest labels; ``labels`` only says what to ignore."""
 
-    def seeds(
-        self, estimator: str, outputs: Tensor, labels: Tensor | None, draws: Draws
-    ) -> Iterator[Tensor]:
-        """Yield the seeds of one estimator for a batch, each in the shape of ``outputs``.
+    @abstractmethod
+    def n_factors(self, outputs: Tensor) -> int:
+        """Return how many seeds :meth:`factors` yields at most."""
+
+    def seeds(self, estimator: str, outputs: Tensor, labels: Tensor | None, draws: Draws) -> Seeds:
+        """Return the seeds of one estimator for a batch.
 
         Args:
             estimator: one of :data:`ESTIMATORS`.
@@ -109,13 +111,26 @@ class Likelihood(ABC):
             )
         self.check(outputs, labels)
         if estimator == "exact":
-            yield from self.factors(outputs, labels)
-            return
+            return Seeds(lambda: self.factors(outputs, labels), self.n_factors(outputs))
         if estimator == "sampled":
             labels = self.sample(outputs, labels, draws)
         elif estimator == "argmax":
             labels = self.mode(outputs, labels)
-        yield self.score(outputs, labels)
+        return Seeds(lambda: iter([self.score(outputs, labels)]), 1)
+
+
+class Seeds:
+    """The seeds of a batch, each in the shape of the outputs, made anew each time they are read."""
+
+    def __init__(self, make: Callable[[], Iterator[Tensor]], length: int) -> None:
+        self._make = make
+        self._length = length
+
+    def __iter__(self) -> Iterator[Tensor]:
+        return self._make()
+
+    def __len__(self) -> int:
+        return self._length
 
 
 def make_likelihood(
@@ -246,6 +261,10 @@ class Categorical(Likelihood):
                 seed *= counts[:, t, None, None]
                 yield self._spread(seed.reshape(*outputs.shape[:-1], -1), outputs)
 
+    def n_factors(self, outputs: Tensor) -> int:
+        C = outputs.shape[-1] if self.classes is None else len(self.classes)
+        return outputs[0, ..., 0].numel() * (C - 1)
+
     @staticmethod
     def _column(log_p: Tensor, log_q: Tensor, k: int) -> Tensor:
         """Return column k of the Cholesky factor from its diagonal down, (B, C − k)."""
@@ -312,6 +331,9 @@ class Bernoulli(Likelihood):
         deviation = (f.sigmoid() * (-f).sigmoid()).sqrt()
         return _one_output_at_a_time(deviation.to(outputs.dtype))
 
+    def n_factors(self, outputs: Tensor) -> int:
+        return outputs[0].numel()
+
     def sample(self, outputs: Tensor, labels: Tensor | None, draws: Draws) -> Tensor:
         p = _wide(outputs).sigmoid()
         return draws.uniform(p) < p
@@ -336,6 +358,9 @@ class Gaussian(Likelihood):
 
     def factors(self, outputs: Tensor, labels: Tensor | None) -> Iterator[Tensor]:
         return _one_output_at_a_time(torch.full_like(outputs, self.variance**-0.5))
+
+    def n_factors(self, outputs: Tensor) -> int:
+        return outputs[0].numel()
 
     def sample(self, outputs: Tensor, labels: Tensor | None, draws: Draws) -> Tensor:
         f = _wide(outputs)

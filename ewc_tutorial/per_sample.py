@@ -42,10 +42,10 @@ def squares_by_vmap(
             return functional_call(model, {**others, **p}, (xi.unsqueeze(0),)).squeeze(0)
 
         _, pull_back = vjp(forward, parameters)
-        total = {name: torch.zeros_like(p) for name, p in parameters.items()}
+        total = _zeros(parameters)
         for seed in seeds_i:
             (gradient,) = pull_back(seed)
-            total = {name: total[name] + gradient[name].square() for name in names}
+            total = {n: total[n] + gradient[n].to(total[n]).square() for n in names}
         return total
 
     sums = _zeros(parameters)

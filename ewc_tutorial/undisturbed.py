@@ -1,0 +1,37 @@
+"""Looks at a model without leaving a trace."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import nn
+
+
+@contextmanager
+def undisturbed(model: nn.Module) -> Iterator[None]:
+    """Differentiate in evaluation mode and leave the model and the random state as they were."""
+    training = [(module, module.training) for module in model.modules()]
+    buffers = [
+        (module, name, buffer, None if buffer is None else buffer.clone())
+        for module in model.modules()
+        for name, buffer in module._buffers.items()
+    ]
+    devices = {t.device for t in model.parameters() if t.device.type == "cuda"}
+    with (
+        torch.inference_mode(False),
+        torch.enable_grad(),
+        torch.random.fork_rng(devices=[device.index for device in devices]),
+    ):
+        try:
+            model.eval()
+            yield
+        finally:
+            for module, was_training in training:
+                module.training = was_training
+            with torch.no_grad():
+                for module, name, buffer, value in buffers:
+                    module._buffers[name] = buffer
+                    if buffer is not None and not torch.equal(buffer, value):
+                        buffer.copy_(value)
