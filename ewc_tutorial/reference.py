@@ -75,6 +75,90 @@ def logistic_fisher(theta: Tensor, x: Tensor, y: Tensor) -> Tensor:
 
 # --- 02 Squared gradients -------------------------------------------------------------------
 
+
+def logit_fisher(logits: Tensor) -> Tensor:
+    """Return E_y[s sᵀ] ``(C, C)`` for the logits ``(C,)`` of one sample.
+
+    s = e_y − p is the score at the logits: the gradient of log p(y), with p = softmax(logits).
+    """
+    p = logits.softmax(0)
+    total = torch.zeros(len(p), len(p), dtype=p.dtype)
+    for y in range(len(p)):
+        s = -p
+        s[y] = s[y] + 1
+        total = total + p[y] * torch.outer(s, s)
+    return total
+
+
+def score(model: nn.Module, x: Tensor, y: int | Tensor) -> dict[str, Tensor]:
+    """Return the gradient of log p(y | x) of one sample: ``x`` has no batch dimension."""
+    log_p = model(x.unsqueeze(0)).log_softmax(1)[0, y]
+    gradients = torch.autograd.grad(log_p, list(model.parameters()))
+    return dict(zip(dict(model.named_parameters()), gradients, strict=True))
+
+
+def fisher_exact(model: nn.Module, x: Tensor) -> dict[str, Tensor]:
+    """Return 1/N Σ_n Σ_c p(c | x_n) (∂ log p(c | x_n))²: every class, as often as it would occur.
+
+    Source: Martens 2020, section 5, whose expectation over y is written out here.
+    """
+    fisher = {name: torch.zeros_like(p) for name, p in model.named_parameters()}
+    for xi in x:
+        p = model(xi.unsqueeze(0)).softmax(1)[0].detach()
+        for label in range(len(p)):
+            for name, g in score(model, xi, label).items():
+                fisher[name] += p[label] * g**2 / len(x)
+    return fisher
+
+
+def fisher_sampled(
+    model: nn.Module, x: Tensor, generator: torch.Generator | None = None
+) -> dict[str, Tensor]:
+    """Return 1/N Σ_n (∂ log p(y | x_n))², with one label y per sample drawn from the model."""
+    fisher = {name: torch.zeros_like(p) for name, p in model.named_parameters()}
+    for xi in x:
+        p = model(xi.unsqueeze(0)).softmax(1)[0].detach()
+        label = torch.multinomial(p, 1, generator=generator)[0]
+        for name, g in score(model, xi, label).items():
+            fisher[name] += g**2 / len(x)
+    return fisher
+
+
+def fisher_empirical(model: nn.Module, x: Tensor, y: Tensor) -> dict[str, Tensor]:
+    """Return 1/N Σ_n (∂ log p(y_n | x_n))², with the data's labels. It is not the Fisher."""
+    fisher = {name: torch.zeros_like(p) for name, p in model.named_parameters()}
+    for xi, yi in zip(x, y, strict=True):
+        for name, g in score(model, xi, yi).items():
+            fisher[name] += g**2 / len(x)
+    return fisher
+
+
+def fisher_argmax(model: nn.Module, x: Tensor) -> dict[str, Tensor]:
+    """Return 1/N Σ_n (∂ log p(y | x_n))², with y the model's own top class. It is biased."""
+    fisher = {name: torch.zeros_like(p) for name, p in model.named_parameters()}
+    for xi in x:
+        label = model(xi.unsqueeze(0)).argmax(1)[0]
+        for name, g in score(model, xi, label).items():
+            fisher[name] += g**2 / len(x)
+    return fisher
+
+
+def fisher_batched(
+    model: nn.Module, x: Tensor, y: Tensor, batch_size: int = 32
+) -> dict[str, Tensor]:
+    """Return the mean over batches of the squared gradient of their mean loss: a mistake.
+
+    A smaller last batch counts in proportion to its size.
+    """
+    fisher = {name: torch.zeros_like(p) for name, p in model.named_parameters()}
+    for xs, ys in zip(x.split(batch_size), y.split(batch_size), strict=True):
+        loss = functional.cross_entropy(model(xs), ys)
+        gradients = torch.autograd.grad(loss, list(model.parameters()))
+        for name, g in zip(fisher, gradients, strict=True):
+            fisher[name] += g**2 * len(xs) / len(x)
+    return fisher
+
+
 # --- 03 The penalty term --------------------------------------------------------------------
 
 
