@@ -36,6 +36,8 @@ def main() -> None:
         seconds = execute(path)
         print(f"{path.name}: {seconds:.0f} s", flush=True)
     update_readme()
+    if not prefixes:
+        draw_readme_picture()
 
 
 def execute(path: Path) -> float:
@@ -84,9 +86,9 @@ def course_map() -> str:
         title = re.search(r"^# (.+)$", text, flags=re.M).group(1)
         question = re.search(r"^\*\*(.+)\*\*$", text, flags=re.M).group(1)
         times = re.search(r"^⏱ Reading: about (\d+) minutes.*about (\d+) seconds", text, flags=re.M)
+        minutes, seconds = times.groups() if times else ("?", "?")
         rows.append(
-            f"| [{title}](notebooks/{path.name}) | {question} "
-            f"| {times.group(1)} min | {times.group(2)} s |"
+            f"| [{title}](notebooks/{path.name}) | {question} | {minutes} min | {seconds} s |"
         )
     return "\n".join(rows)
 
@@ -99,6 +101,30 @@ def update_readme() -> None:
     before, rest = text.split(begin)
     _, after = rest.split(end)
     readme.write_text(f"{before}{begin}\n{course_map()}\n{end}{after}", encoding="utf-8")
+
+
+def draw_readme_picture(seeds: int = 5) -> None:
+    """Run the four methods on three permuted tasks and save their forgetting curves."""
+    import matplotlib.pyplot as plt
+    import numpy as np
+
+    from ewc_tutorial.lesson import setup
+    from ewc_tutorial.plots import forgetting_curves
+    from ewc_tutorial.protocol import METHODS, PROTOCOL
+    from ewc_tutorial.tasks import permuted_tasks
+
+    setup()
+    runs = {
+        method: [PROTOCOL.run(method, permuted_tasks(3, seed=s), seed=s) for s in range(seeds)]
+        for method in METHODS
+    }
+    first = runs["EWC"][0]
+    curves = {
+        method: np.stack([run.curves for run in histories]) for method, histories in runs.items()
+    }
+    forgetting_curves(first.steps, curves, first.boundaries, first.tasks)
+    plt.gcf().savefig(ROOT / "README.png", dpi=120)
+    plt.close()
 
 
 if __name__ == "__main__":

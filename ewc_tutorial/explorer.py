@@ -44,7 +44,10 @@ def figure_slider(
     figure = Figure(figsize=figsize, layout="constrained")
     canvas = FigureCanvasAgg(figure)
     axes = figure.subplots(1, panels)
-    picture = widgets.Image(format="png")
+    width = round(figure.get_figwidth() * figure.dpi)
+    picture = widgets.Image(
+        format="png", layout=widgets.Layout(width=f"{width}px", max_width="100%")
+    )
     slider = widgets.SelectionSlider(
         options=[(text(value), index) for index, value in enumerate(values)],
         value=start,
@@ -62,4 +65,4 @@ def figure_slider(
 
     slider.observe(show, names="value")
     show()
-    return widgets.VBox([slider, picture])
+    return widgets.VBox([slider, picture], layout=widgets.Layout(align_items="flex-start"))

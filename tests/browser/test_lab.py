@@ -65,9 +65,13 @@ def lab(tmp_path_factory) -> Iterator[str]:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     folders = {
-        f"JUPYTER{kind}_DIR": str(home / kind.lower())
+        f"JUPYTER{kind}_DIR": str(home / kind.lower().strip("_"))
         for kind in ("_CONFIG", "_DATA", "_RUNTIME", "LAB_SETTINGS", "LAB_WORKSPACES")
     }
+    # No question about news in front of the screenshots.
+    settings = home / "lab_settings" / "@jupyterlab" / "apputils-extension"
+    settings.mkdir(parents=True)
+    (settings / "notification.jupyterlab-settings").write_text('{"fetchNews": "false"}')
     command = [
         *(sys.executable, "-m", "jupyterlab", "--no-browser", "--allow-root"),
         "--ServerApp.ip=127.0.0.1",
@@ -76,7 +80,6 @@ def lab(tmp_path_factory) -> Iterator[str]:
         f"--ServerApp.root_dir={home / 'notebooks'}",
         f"--IdentityProvider.token={TOKEN}",
         "--LabApp.expose_app_in_browser=True",
-        "--LabApp.news_url=None",
     ]
     address = f"http://127.0.0.1:{port}"
     log = (home / "log.txt").open("w")
