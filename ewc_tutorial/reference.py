@@ -8,6 +8,8 @@ Fisher diagonal is a dict with one tensor per parameter name.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
@@ -225,3 +227,76 @@ def collapse_quadratics(
 
 
 # --- 04 Forgetting curves -------------------------------------------------------------------
+
+
+def average_accuracy(R: Tensor) -> float:
+    """Return the mean of the last row of the accuracy matrix ``(T, T)``.
+
+    Source: Lopez-Paz and Ranzato 2017, equation 2.
+    """
+    total = 0.0
+    for j in range(len(R)):
+        total += float(R[-1, j])
+    return total / len(R)
+
+
+def forgetting(R: Tensor) -> float:
+    """Return the mean over all tasks but the last of: best accuracy so far − accuracy at the end.
+
+    R[i, j] is the accuracy on task j after learning task i. Source: Chaudhry et al. 2018,
+    equation 3.
+    """
+    n_tasks = len(R)
+    total = 0.0
+    for j in range(n_tasks - 1):
+        best = max(float(R[i, j]) for i in range(n_tasks - 1))
+        total += best - float(R[n_tasks - 1, j])
+    return total / (n_tasks - 1)
+
+
+def backward_transfer(R: Tensor) -> float:
+    """Return the mean over all tasks but the last of: accuracy at the end − once it was learned.
+
+    Source: Lopez-Paz and Ranzato 2017, equation 3.
+    """
+    n_tasks = len(R)
+    total = 0.0
+    for j in range(n_tasks - 1):
+        total += float(R[n_tasks - 1, j] - R[j, j])
+    return total / (n_tasks - 1)
+
+
+def fisher_overlap(F1: Tensor, F2: Tensor) -> Tensor:
+    """Return 1 − ½ Σ_i (√F̂1_i − √F̂2_i)², where F̂ is F divided by its sum; both are ``(P,)``.
+
+    Source: Kirkpatrick et al. 2017, appendix 4.3, for diagonal Fisher matrices.
+    """
+    first = torch.sqrt(F1 / F1.sum())
+    second = torch.sqrt(F2 / F2.sum())
+    return 1 - ((first - second) ** 2).sum() / 2
+
+
+def descend_with_ewc(
+    gradient: Callable[[Tensor], Tensor],
+    anchor: Tensor,
+    fisher: Tensor,
+    lam: float,
+    lr: float,
+    steps: int,
+) -> Tensor:
+    """Learn task B by gradient descent from A's optimum, held by EWC; return the weights ``(P,)``.
+
+    Args:
+        gradient: takes weights θ ``(P,)`` to the gradient of task B's mean loss there.
+        anchor: θ* after task A, ``(P,)``.
+        fisher: F of task A, ``(P,)``.
+        lam: λ.
+        lr: η.
+        steps: number of steps.
+    """
+    theta = anchor.clone()
+    x = lr * lam * fisher
+    for _ in range(steps):
+        theta = theta - lr * gradient(theta)
+        theta = (theta + x * anchor) / (1 + x)
+    return theta
