@@ -42,6 +42,7 @@ from ewc_tutorial.plots.penalty import (
     spring_steps,
     stability,
     stiffness_histogram,
+    stretch_over_steps,
     trade_off,
     two_bowls,
 )
@@ -97,6 +98,7 @@ __all__ = [
     "stability",
     "step_against_kl",
     "stiffness_histogram",
+    "stretch_over_steps",
     "task_and_plane",
     "trade_off",
     "two_bowls",

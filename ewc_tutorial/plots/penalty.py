@@ -36,8 +36,16 @@ def stiffness_histogram(fisher: ArrayLike, ax: Axes | None = None) -> Axes:
     ax = axes_or_new(ax)
     fisher = np.asarray(fisher, dtype=float)
     positive = fisher[fisher > 0]
-    bins = np.logspace(np.floor(np.log10(positive.min())), np.ceil(np.log10(positive.max())), 60)
-    ax.hist(positive, bins=bins, color="C0", alpha=0.8, label=f"F > 0: {len(positive)} weights")
+    # A handful of far smaller values would only squeeze the rest together.
+    lowest = np.quantile(positive, 0.001)
+    bins = np.logspace(np.floor(np.log10(lowest)), np.ceil(np.log10(positive.max())), 60)
+    ax.hist(
+        positive.clip(bins[0]),
+        bins=bins,
+        color="C0",
+        alpha=0.8,
+        label=f"F > 0: {len(positive)} weights",
+    )
     ax.plot([], [], " ", label=f"F = 0: {len(fisher) - len(positive)} weights")
     median = np.median(fisher)
     for value, text, style in ((median, "median", "--"), (fisher.max(), "stiffest", ":")):
@@ -76,7 +84,7 @@ def two_bowls(
         ax.annotate(
             f"best for {task}",
             minima[task],
-            xytext=(8, -14),
+            xytext=(8, -16) if task == "A" else (8, 6),
             textcoords="offset points",
             color=colour,
             fontweight="bold",
@@ -158,13 +166,13 @@ def pull_share(
         style = {k: v for k, v in _UPDATE_STYLE[name].items() if k != "marker"}
         ax.plot(x, share, lw=2.2, label=f"{name} step", **style)
     ax.axhline(1, color="0.3", lw=1)
-    ax.text(0.05, 1.05, "lands on the anchor", color="0.3", fontsize="small")
+    ax.text(3.95, 1.05, "lands on the anchor", color="0.3", fontsize="small", ha="right")
     ax.axhspan(2, 1e9, color="C3", alpha=0.12, lw=0)
     ax.text(0.05, 2.15, "diverges", color="C3", fontsize="small")
     ax.set(
         xlim=(0, 4), ylim=(0, 3), xlabel="η λ F", ylabel="share of the way back", title="One step"
     )
-    ax.legend(loc="lower right")
+    ax.legend(loc="center right")
     return ax
 
 
@@ -179,8 +187,28 @@ def spring_steps(trajectories: Mapping[str, ArrayLike], ax: Axes | None = None) 
     for i, (label, values) in enumerate(trajectories.items()):
         ax.plot(values, marker=markers[i % 5], linestyle=lines[i % 5], ms=4, label=label)
     ax.axhline(0, color="0.3", lw=1)
-    ax.set(xlabel="step", ylabel="stretch θ − θ* (start = 1)", title="The penalty alone")
-    ax.legend(fontsize="small")
+    lowest, highest = ax.get_ylim()
+    ax.set(
+        ylim=(lowest, highest + 0.5 * (highest - lowest)),  # room for the legend
+        xlabel="step",
+        ylabel="stretch θ − θ* (start = 1)",
+        title="The penalty alone",
+    )
+    ax.legend(fontsize="small", loc="upper left")
+    return ax
+
+
+def stretch_over_steps(runs: Mapping[str, ArrayLike], ax: Axes | None = None) -> Axes:
+    """Draw how far the stiffest weight is from its anchor over the training steps.
+
+    Args:
+        runs: label → ``(K,)``, the distances after steps 1 to K.
+    """
+    ax = axes_or_new(ax, (6.4, 3.4))
+    for (label, values), line in zip(runs.items(), ("-", "--", "-.", ":"), strict=False):
+        ax.plot(np.arange(1, len(values) + 1), values, linestyle=line, label=label)
+    ax.set(yscale="log", xlabel="training step on B", ylabel="|θ − θ*| of the stiffest weight")
+    ax.legend()
     return ax
 
 
@@ -234,10 +262,12 @@ def stability(
     ax = axes_or_new(ax, (6.6, 3.6))
     lams = np.asarray(lams, dtype=float)
     bottom = 0.6
-    for name, values in (("gradient", gradient), ("proximal", proximal)):
+    for name, values in (("proximal", proximal), ("gradient", gradient)):
         values = np.asarray(values, dtype=float)
-        style = _UPDATE_STYLE[name]
-        ax.plot(lams, values, label=f"{name} step", **style)
+        size = 6 if name == "proximal" else 9  # where both agree, both are seen
+        ax.plot(
+            lams, values, ms=size, mfc="none", mew=2, label=f"{name} step", **_UPDATE_STYLE[name]
+        )
         lost = np.isnan(values)
         ax.plot(lams[lost], np.full(lost.sum(), bottom + 0.02), "x", ms=9, mew=2, color="C3")
         if lost.any():
@@ -249,7 +279,7 @@ def stability(
     ax.set(
         xscale="log", xlabel="λ", ylabel="test accuracy on A\nafter training on B", ylim=(bottom, 1)
     )
-    ax.legend(loc="lower left", bbox_to_anchor=(0.0, 0.12))
+    ax.legend(loc="center right")
     return ax
 
 
@@ -284,16 +314,16 @@ def published_lambdas(
         labels: ``R`` names.
         published, converted: ``(R,)``.
     """
-    ax = axes_or_new(ax, (8.0, 0.45 * len(labels) + 1.2))
+    ax = axes_or_new(ax, (9.5, 0.45 * len(labels) + 1.0))
     rows = np.arange(len(labels))[::-1]
     published, converted = np.asarray(published), np.asarray(converted)
     ax.hlines(rows, published, converted, color="0.6", lw=2)
-    ax.plot(published, rows, "o", color="C1", ms=8, label="λ as published")
+    ax.plot(published, rows, "o", color="C1", ms=12, mfc="none", mew=2, label="λ as published")
     ax.plot(converted, rows, "D", color="C0", ms=7, label="converted to the course's convention")
     ax.axvline(1, color="0.3", lw=1, linestyle=":", label="N_A / N_B (equal tasks)")
     ax.set(xscale="log", xlabel="λ", yticks=rows, yticklabels=labels)
     ax.set_ylim(-0.7, len(labels) - 0.3)
-    ax.legend(loc="upper right", fontsize="small")
+    ax.legend(loc="lower left", fontsize="small")
     return ax
 
 
@@ -317,7 +347,7 @@ def collapsed_springs(
         ax.plot(theta, term, linestyle=lines[i % 3], label=f"task {'ABCDEFG'[i]}")
     ax.plot(theta, terms.sum(axis=0), color="black", lw=2.5, label="sum")
     ax.plot(*minimum, "o", color="black", ms=8)
-    ax.annotate("(μ, c)", minimum, xytext=(8, -4), textcoords="offset points")
+    ax.annotate("(μ, c)", minimum, xytext=(0, 12), textcoords="offset points", ha="center")
     ax.set(xlabel="weight θ", ylabel="Σ F (θ − θ*)²")
     ax.legend()
     return ax
