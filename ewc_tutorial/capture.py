@@ -1,27 +1,22 @@
-"""Records what the closed forms need from a forward pass: layer inputs, and where to ask for g.
+"""Records the calls of layers: what they were given, and where to ask for gradients.
 
-A forward hook keeps the input a of every layer that has a rule, and the place in the autograd graph
-where the gradient g by its output will appear. ``torch.autograd.grad`` is then asked for these g
-alone, so that no weight gradient is ever computed.
-
-A hook sees only calls of its module. A parameter that is also used elsewhere
-(``F.linear(x, layer.weight)``, a weight norm, a module whose ``forward`` is called directly) would
-be given the Fisher information of some of its uses. The graph knows better: it has one edge into a
-parameter for each use, and :class:`Graph` counts them.
+A forward hook keeps the input a of every layer that has a closed form, and the place in the
+autograd graph where the gradient g by its output will appear. ``torch.autograd.grad`` is then asked
+for these g alone, so that no weight gradient is ever computed.
 """
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge, get_gradient_edge
 
-from ewc_tutorial.layer_rules import has_rule
+from ewc_tutorial.layer_rules import RULES, Part, has_rule
 
 
 @dataclass(frozen=True)
@@ -40,10 +35,19 @@ class Call:
     version: int
     edge: GradientEdge
 
-    @property
-    def intact(self) -> bool:
-        """Whether the input still holds what the layer saw."""
-        return self.a._version == self.version
+    def parts(self, batch: int) -> dict[nn.Parameter, Part]:
+        """Return what the closed form gives, if the input has rows for each sample."""
+        a = self.a
+        if a.ndim == 0 or not len(a) or len(a) % batch or a._version != self.version:
+            return {}
+        with plain_arithmetic(a.device):
+            rule = RULES[type(self.layer)]
+            parts = rule(self.layer, wide(a) if a.is_floating_point() else a, batch)
+        return {
+            parameter: parts[name]
+            for name, parameter in self.layer._parameters.items()
+            if parameter is not None and name in parts
+        }
 
 
 class Recorder:
@@ -86,22 +90,13 @@ class Recorder:
         self._calls.append(Call(layer, a, a._version, get_gradient_edge(output)))
 
 
-class Graph:
-    """The autograd graph behind some outputs.
+def wide(t: Tensor) -> Tensor:
+    """Return t in float32 at least, which is what squares are summed in."""
+    return t.to(torch.promote_types(t.dtype, torch.float32))
 
-    Attributes:
-        nodes: the operations that a gradient of the outputs passes through.
-        uses: how often each leaf enters them.
-    """
 
-    def __init__(self, outputs: Tensor) -> None:
-        self.uses: Counter[Tensor] = Counter()
-        self.nodes = {outputs.grad_fn} - {None}
-        front = list(self.nodes)
-        while front:
-            for node, _ in front.pop().next_functions:
-                if hasattr(node, "variable"):  # the node that accumulates into a leaf
-                    self.uses[node.variable] += 1
-                elif node is not None and node not in self.nodes:
-                    self.nodes.add(node)
-                    front.append(node)
+@contextmanager
+def plain_arithmetic(device: torch.device) -> Iterator[None]:
+    """Compute without a graph and in the precision of the operands."""
+    with torch.no_grad(), torch.autocast(device.type, enabled=False):
+        yield

@@ -2,8 +2,8 @@
 
 Three rules, in this order:
 
-1. a closed form per layer (``layer_rules.py``), from hooks (``capture.py``);
-2. ``torch.func`` over chunks of samples, for just the parameters that are left;
+1. a closed form per layer (``closed_forms.py``), on gradients by layer outputs;
+2. ``torch.func`` over chunks of samples (``per_sample.py``), for just the parameters that are left;
 3. a loop over single samples.
 
 Which one a parameter gets is not guessed but tried: :meth:`Engine.probe` computes the squared
@@ -11,35 +11,26 @@ gradients of a few samples one sample at a time, which is right by definition, a
 rule stand only if it gives the same. That finds everything that a closed form silently relies on:
 that the first dimension counts samples, that samples do not influence each other, that a layer
 computes what its type says and that hooks see all of it. Because a few samples may not reach every
-branch of a model, each batch is also checked for uses of a parameter that no hook has seen.
+branch of a model, each batch is also checked for uses of a parameter that the probe did not have.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
-from typing import Protocol
+from contextlib import suppress
 
 import torch
 from torch import Tensor, nn
 
-from ewc_tutorial.capture import Call, Graph, Recorder
-from ewc_tutorial.layer_rules import RULES, Part, Product
+from ewc_tutorial.capture import Call, Recorder
+from ewc_tutorial.closed_forms import squares_by_closed_forms
+from ewc_tutorial.layer_rules import Product
 from ewc_tutorial.per_sample import Squares, outputs_one_by_one, squares_by_loop, squares_by_vmap
-from ewc_tutorial.reducers import Reducer, make_reducer
+from ewc_tutorial.seeds import Seeds
+from ewc_tutorial.uses import Graph, Use, broadcast_use, layer_uses
 
 #: Samples of the probe: three, because mixing samples up or averaging them shows from two on.
 PROBE_SIZE = 3
-
-Uses = dict[str, list[tuple[Call, Part]]]
-
-
-class Seeds(Protocol):
-    """Gradients by the outputs; they can be counted, and gone through more than once."""
-
-    def __iter__(self) -> Iterator[Tensor]: ...
-
-    def __len__(self) -> int: ...
 
 
 class Engine:
@@ -57,13 +48,13 @@ class Engine:
     """
 
     def __init__(self, model: nn.Module, names: list[str]) -> None:
+        self.model = model
         self.parameters = {name: model.get_parameter(name) for name in names}
+        self.device = self.parameters[names[0]].device
         self.batch_size = 1
         self.explanation: dict[str, str] = {}
-        self.model = model
-        self.device = self.parameters[names[0]].device
-        self._names = {parameter: name for name, parameter in self.parameters.items()}
-        self._closed: set[str] = set()
+        # Per parameter with a closed form, the kinds of use that it was found right for.
+        self._closed: dict[str, set[str]] = {}
         self._by_loop: set[str] = set()
         self._interacting = False
         self._probed = 0
@@ -82,26 +73,31 @@ class Engine:
             x: inputs (B, ...) on the model's device, of which the first few are used.
         """
         x = x[:PROBE_SIZE]
-        names = list(self.parameters)
         alone = outputs_one_by_one(self.model, x)
         # Any seed will do for a comparison; a random one leaves no gradient zero by symmetry.
         seed = torch.randn(alone.shape, generator=torch.Generator().manual_seed(0)).to(alone)
-        expected = squares_by_loop(self.model, names, x, [seed])
+        expected = squares_by_loop(self.model, list(self.parameters), x, [seed])
         matches = _Comparison(expected, _resolution(alone))
 
         outputs, calls = self._forward(x)
         self._interacting = not matches.outputs(outputs, alone)
-        uses: Uses = {} if self._interacting else self._uses(outputs, calls, len(x))
-        self._closed = set(matches.names(self._closed_forms(outputs, uses, [seed])))
-        rest = [name for name in names if name not in self._closed]
+        self._closed = {}
+        held = 4 * sum(call.a.numel() for call in calls)
+        for uses in () if self._interacting else self._candidates(outputs, calls, len(x)):
+            uses = {name: seen for name, seen in uses.items() if name not in self._closed}
+            actual = squares_by_closed_forms(outputs, self.parameters, uses, [seed])
+            self._closed |= {name: _kinds(uses[name]) for name in matches.names(actual)}
+            held += _unfolded(uses)
+
+        rest = [name for name in self.parameters if name not in self._closed]
         self._by_loop = set(rest)
         if rest:
             # Whatever torch.func may raise, the loop has just shown that it can do the model.
             with suppress(Exception):
-                by_vmap = squares_by_vmap(self.model, rest, x, [seed], len(x))
-                self._by_loop -= set(matches.names(by_vmap))
+                actual = squares_by_vmap(self.model, rest, x, [seed], len(x))
+                self._by_loop -= set(matches.names(actual))
         self._probed = len(x)
-        self._set_sizes(calls, uses, rest, len(x))
+        self._set_sizes(held // len(x), rest)
 
     def squares(self, x: Tensor, make_seeds: Callable[[Tensor], Seeds]) -> Squares:
         """Return Σ_n Σ_k (J_nᵀ s_nk)² per parameter over the samples ``x``.
@@ -112,16 +108,15 @@ class Engine:
         """
         if self._probed < min(len(x), 2):  # one sample alone shows no mixing
             self.probe(x)
-        outputs, calls = self._forward(x)
-        uses: Uses = {}
         if self._interacting:
-            outputs = outputs_one_by_one(self.model, x)
+            outputs, calls = outputs_one_by_one(self.model, x), []
         else:
-            uses = self._uses(outputs, calls, len(x))
+            outputs, calls = self._forward(x)
         seeds = make_seeds(outputs.detach())
-        closed = {name: seen for name, seen in uses.items() if name in self._closed}
-        sums = self._closed_forms(outputs, closed, seeds)
-        del outputs, calls, uses, closed  # the graph, before memory is needed for the others
+        uses = self._closed_uses(outputs, calls, len(x))
+        sums = squares_by_closed_forms(outputs, self.parameters, uses, seeds)
+        self.explanation |= {name: _description(seen) for name, seen in uses.items()}
+        del outputs, calls, uses  # the graph, before memory is needed for the others
         rest = [name for name in self.parameters if name not in sums]
         return sums | self._one_sample_at_a_time(rest, x, seeds)
 
@@ -130,51 +125,25 @@ class Engine:
             outputs = self.model(x)
         return outputs, calls
 
-    def _uses(self, outputs: Tensor, calls: list[Call], batch: int) -> Uses:
-        """Return the uses of each parameter, where hooks have seen all of them."""
+    def _candidates(
+        self, outputs: Tensor, calls: list[Call], batch: int
+    ) -> Iterator[dict[str, list[Use]]]:
+        """Yield readings of the graph: each gives the uses of the parameters that it can read."""
         graph = Graph(outputs)
-        found: Uses = {name: [] for name in self.parameters}
-        for call in calls:
-            # A call that no output depends on has no gradient.
-            if call.edge.node in graph.nodes and call.intact and _has_rows(call.a, batch):
-                for own_name, part in _layer_parts(call, batch).items():
-                    name = self._names.get(call.layer._parameters.get(own_name))
-                    if name is not None:
-                        found[name].append((call, part))
-        return {n: seen for n, seen in found.items() if graph.uses[self.parameters[n]] == len(seen)}
+        yield layer_uses(graph, calls, self.parameters, batch)
+        broadcast = {n: broadcast_use(graph, p, batch) for n, p in self.parameters.items()}
+        yield {name: [use] for name, use in broadcast.items() if use is not None}
 
-    def _closed_forms(self, outputs: Tensor, uses: Uses, seeds: Seeds) -> Squares:
-        """Return the sums of the parameters whose uses are given."""
-        calls = list({id(call): call for seen in uses.values() for call, _ in seen}.values())
-        place = {id(call): i for i, call in enumerate(calls)}
-        reducers = {
-            name: (self._reducer(name, seen, len(seeds)), [place[id(call)] for call, _ in seen])
+    def _closed_uses(self, outputs: Tensor, calls: list[Call], batch: int) -> dict[str, list[Use]]:
+        """Return the uses of the parameters that are used as they were in the probe."""
+        if not self._closed:
+            return {}
+        return {
+            name: seen
+            for uses in self._candidates(outputs, calls, batch)
             for name, seen in uses.items()
-            if seen
+            if name in self._closed and _kinds(seen) <= self._closed[name]
         }
-        if calls:
-            edges = [call.edge for call in calls]
-            for seed in seeds:
-                gradients = torch.autograd.grad(outputs, edges, seed, retain_graph=True)
-                with _plain_arithmetic(self.device):
-                    gradients = [_wide(g) for g in gradients]
-                    for reducer, places in reducers.values():
-                        reducer.add([gradients[i] for i in places])
-        # A parameter without any use does not influence the outputs.
-        sums = {name: torch.zeros_like(_wide(self.parameters[name].detach())) for name in uses}
-        self.explanation.update({name: "not used" for name, seen in uses.items() if not seen})
-        with _plain_arithmetic(self.device):
-            for name, (reducer, _) in reducers.items():
-                sums[name] += reducer.result().reshape(sums[name].shape)
-        return sums
-
-    def _reducer(self, name: str, seen: list[tuple[Call, Part]], passes: int) -> Reducer:
-        parts = [part for _, part in seen]
-        shape = self.parameters[name].shape
-        reducer = make_reducer(parts, shape, passes, _products_at_a_time(self.device))
-        layer = type(seen[0][0].layer).__name__
-        self.explanation[name] = f"closed form of {layer}: {type(reducer).__name__}"
-        return reducer
 
     def _one_sample_at_a_time(self, names: list[str], x: Tensor, seeds: Seeds) -> Squares:
         by_vmap = [name for name in names if name not in self._by_loop]
@@ -185,36 +154,35 @@ class Engine:
             except RuntimeError:
                 self._by_loop.update(by_vmap)
             else:
-                self.explanation.update(dict.fromkeys(by_vmap, "torch.func over samples"))
+                self.explanation |= dict.fromkeys(by_vmap, "torch.func over samples")
         by_loop = [name for name in names if name not in sums]
         if by_loop:
             sums |= squares_by_loop(self.model, by_loop, x, seeds)
-            self.explanation.update(dict.fromkeys(by_loop, "loop over samples"))
+            self.explanation |= dict.fromkeys(by_loop, "loop over samples")
         return sums
 
-    def _set_sizes(self, calls: list[Call], uses: Uses, rest: list[str], n: int) -> None:
-        """Choose how many samples are taken at a time, by what the probe of n samples held."""
-        parts = [part for seen in uses.values() for _, part in seen]
-        held = sum(part.right.numel() for part in parts if isinstance(part, Product))
-        # For each recorded input about three more tensors: output, activation, gradient.
-        held += 4 * sum(call.a.numel() for call in calls)
-        per_sample = max(1, held // n)
-        budget = _elements_at_a_time(self.device)
-        self.batch_size = max(1, min(1024, budget // per_sample))
+    def _set_sizes(self, held: int, rest: list[str]) -> None:
+        """Choose how many samples are taken at a time, by the elements that one sample holds."""
+        budget = 2**23 if self.device.type == "cpu" else 2**28
+        self.batch_size = max(1, min(1024, budget // max(1, held)))
         weights = sum(self.parameters[name].numel() for name in rest)
-        self._chunk = max(1, budget // (4 * per_sample + 2 * weights))
+        self._chunk = max(1, budget // max(1, 4 * held + 2 * weights))
 
 
 class _Comparison:
-    """Compares with squared gradients that are right but for rounding."""
+    """Compares with squared gradients that are right but for rounding.
+
+    Args:
+        expected: the squared gradients.
+        eps: the relative rounding error of the numbers that they were computed from.
+    """
 
     def __init__(self, expected: Squares, eps: float) -> None:
         self._expected = expected
         self._rtol = eps**0.5
         # A gradient that is zero by symmetry (a bias before a normalisation) consists of rounding
         # errors, whose squares are of order eps² relative to the others.
-        largest = max(value.max().item() for value in expected.values())
-        self._floor = eps**1.5 * largest
+        self._floor = eps**1.5 * max(value.max().item() for value in expected.values())
 
     def outputs(self, actual: Tensor, expected: Tensor) -> bool:
         return actual.shape == expected.shape and self._agree(actual.detach(), expected, 0.0)
@@ -228,25 +196,20 @@ class _Comparison:
         return torch.allclose(actual.to(expected), expected, rtol=0.0, atol=bound, equal_nan=True)
 
 
-def _layer_parts(call: Call, batch: int) -> dict[str, Part]:
-    a = _wide(call.a) if call.a.is_floating_point() else call.a
-    with _plain_arithmetic(call.a.device):
-        return RULES[type(call.layer)](call.layer, a, batch)
+def _kinds(uses: list[Use]) -> set[str]:
+    return {use.kind for use in uses}
 
 
-def _has_rows(a: Tensor, batch: int) -> bool:
-    return a.ndim > 0 and len(a) > 0 and len(a) % batch == 0
+def _description(uses: list[Use]) -> str:
+    if not uses:
+        return "zero: no output depends on it"
+    return f"closed form: {', '.join(sorted(_kinds(uses)))}"
 
 
-def _wide(t: Tensor) -> Tensor:
-    """Return t in float32 at least, which is what squares are summed in."""
-    return t.to(torch.promote_types(t.dtype, torch.float32))
-
-
-@contextmanager
-def _plain_arithmetic(device: torch.device) -> Iterator[None]:
-    with torch.no_grad(), torch.autocast(device.type, enabled=False):
-        yield
+def _unfolded(uses: dict[str, list[Use]]) -> int:
+    """Return the elements of what the parts hold beside the recorded inputs."""
+    parts = [use.part for seen in uses.values() for use in seen]
+    return sum(part.right.numel() for part in parts if isinstance(part, Product))
 
 
 def _resolution(outputs: Tensor) -> float:
@@ -256,16 +219,3 @@ def _resolution(outputs: Tensor) -> float:
     if torch.is_autocast_enabled(kind):
         formats.append(torch.get_autocast_dtype(kind))
     return max(torch.finfo(dtype).eps for dtype in formats)
-
-
-def _products_at_a_time(device: torch.device) -> int:
-    """Return how many elements of single samples' gradients to form at a time.
-
-    On a CPU they had better stay in a core's cache until they are squared and summed.
-    """
-    return 2**18 if device.type == "cpu" else 2**26
-
-
-def _elements_at_a_time(device: torch.device) -> int:
-    """Return how many elements of activations and the like to hold at a time."""
-    return 2**23 if device.type == "cpu" else 2**28

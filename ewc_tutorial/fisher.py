@@ -20,8 +20,9 @@ import torch.distributed
 from torch import Tensor, nn
 
 from ewc_tutorial.engine import PROBE_SIZE, Engine
-from ewc_tutorial.likelihoods import ESTIMATORS, Draws, Seeds, make_likelihood
+from ewc_tutorial.likelihoods import ESTIMATORS, make_likelihood
 from ewc_tutorial.samples import Batch, Samples, make_samples
+from ewc_tutorial.seeds import Draws, Seeds
 from ewc_tutorial.undisturbed import undisturbed
 
 #: The seed of the random numbers when no generator is given.

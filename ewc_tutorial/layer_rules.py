@@ -2,12 +2,13 @@
 
 One call of a layer on a batch gives, for a parameter of the layer, a *part*: what the gradient of
 each sample is made of, given the layer's input a and, later, the gradient g of the summed loss by
-the layer's output. There are three kinds:
+the layer's output. There are four kinds:
 
 * :class:`Product`: the gradient is Σ_t g_t ⊗ a_t over the positions t at which the weight was
   applied (tokens, pixels): linear layers and convolutions.
 * :class:`Direct`: the gradient is about as small as g itself: biases and normalisation weights.
 * :class:`Rows`: a few rows of a table: embeddings.
+* :class:`Broadcast`: the parameter is added to, or multiplied with, every sample: position tables.
 
 A parameter that is used several times has several parts; ``reducers.py`` sums their squares.
 """
@@ -17,8 +18,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.autograd.graph import GradientEdge
 
 
 @dataclass(frozen=True)
@@ -58,7 +61,40 @@ class Rows:
     values: Callable[[Tensor], Tensor]
 
 
-Part = Product | Direct | Rows
+@dataclass(frozen=True)
+class Broadcast:
+    """Per-sample gradients of a tensor that is broadcast over the samples.
+
+    Attributes:
+        parameter: the parameter that the tensor is made of.
+        shape: of the tensor.
+        chain: where the tensor comes from in the graph, or None if it is the parameter itself.
+        factor: what it is multiplied with, (B, ...), or None where it is added.
+    """
+
+    parameter: nn.Parameter
+    shape: tuple[int, ...]
+    chain: GradientEdge | None
+    factor: Tensor | None
+
+    def gradient(self, g: Tensor, rows: slice) -> Tensor:
+        """Return the gradients of some samples, (b, *shape of the parameter)."""
+        g = g[rows] if self.factor is None else g[rows] * self.factor[rows]
+        # What broadcasting repeated is summed, but for the samples.
+        shape = (1,) * (g.ndim - len(self.shape)) + self.shape
+        repeated = [d for d in range(1, g.ndim) if shape[d] == 1 and g.shape[d] > 1]
+        if repeated:
+            g = g.sum(repeated, keepdim=True)
+        g = g.reshape(-1, *self.shape)
+        if self.chain is None:
+            return g
+        (gradient,) = torch.autograd.grad(
+            self.chain, [self.parameter], g, retain_graph=True, is_grads_batched=True
+        )
+        return gradient
+
+
+Part = Product | Direct | Rows | Broadcast
 
 
 def linear(layer: nn.Linear, a: Tensor, batch: int) -> dict[str, Part]:

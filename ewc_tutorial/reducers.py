@@ -12,7 +12,7 @@ import math
 import torch
 from torch import Tensor
 
-from ewc_tutorial.layer_rules import Direct, Part, Product, Rows
+from ewc_tutorial.layer_rules import Broadcast, Direct, Part, Product, Rows
 
 
 class Reducer:
@@ -38,11 +38,7 @@ class SquaredFactors(Reducer):
         self._left: Tensor | None = None
 
     def add(self, gradients: list[Tensor]) -> None:
-        left = self._part.left(gradients[0])[..., 0]
-        if self._left is None:
-            self._left = left.square()
-        else:
-            self._left.addcmul_(left, left)
+        self._left = _plus_square(self._left, self._part.left(gradients[0])[..., 0])
 
     def result(self) -> Tensor:
         right = self._part.right[..., 0].square()
@@ -94,18 +90,18 @@ class SquaredProducts(Reducer):
 
 
 class SquaredDirect(Reducer):
-    """Small gradients: add the parts per sample, square, sum."""
+    """Small gradients: add the parts per sample, square, sum over samples once."""
 
     def __init__(self, parts: list[Direct]) -> None:
         self._parts = parts
-        self._sum: Tensor | float = 0.0
+        self._squares: Tensor | None = None
 
     def add(self, gradients: list[Tensor]) -> None:
         total = sum(part.gradient(g) for part, g in zip(self._parts, gradients, strict=True))
-        self._sum = self._sum + total.square().sum(0)
+        self._squares = _plus_square(self._squares, total)
 
     def result(self) -> Tensor:
-        return self._sum
+        return self._squares.sum(0)
 
 
 class SquaredRows(Reducer):
@@ -118,18 +114,36 @@ class SquaredRows(Reducer):
         keys, self._slot = (samples * n_rows + ids).flatten().unique(return_inverse=True)
         self._rows = keys % n_rows
         self._n_rows = n_rows
-        self._squares: Tensor | float = 0.0
+        self._squares: Tensor | None = None
 
     def add(self, gradients: list[Tensor]) -> None:
         values = torch.cat(
             [part.values(g) for part, g in zip(self._parts, gradients, strict=True)], dim=1
         ).flatten(0, 1)
         met = values.new_zeros(len(self._rows), values.shape[-1])
-        self._squares = self._squares + met.index_add_(0, self._slot, values).square_()
+        self._squares = _plus_square(self._squares, met.index_add_(0, self._slot, values))
 
     def result(self) -> Tensor:
         table = self._squares.new_zeros(self._n_rows, self._squares.shape[-1])
         return table.index_add_(0, self._rows, self._squares)
+
+
+class SquaredBroadcast(Reducer):
+    """A parameter that is broadcast over the samples once."""
+
+    def __init__(self, part: Broadcast, chunk: int) -> None:
+        self._part = part
+        self._chunk = chunk
+        self._sum: Tensor | float = 0.0
+
+    def add(self, gradients: list[Tensor]) -> None:
+        (g,) = gradients
+        for start in range(0, len(g), self._chunk):
+            gradient = self._part.gradient(g, slice(start, start + self._chunk))
+            self._sum = self._sum + gradient.square().sum(0)
+
+    def result(self) -> Tensor:
+        return self._sum
 
 
 class SquaredSums(Reducer):
@@ -154,6 +168,10 @@ class SquaredSums(Reducer):
 
     def result(self) -> Tensor:
         return self._sum
+
+
+def _plus_square(sum_: Tensor | None, t: Tensor) -> Tensor:
+    return t.square() if sum_ is None else sum_.addcmul_(t, t)
 
 
 def _positions(parts: list[Product]) -> int:
@@ -202,6 +220,8 @@ def make_reducer(parts: list[Part], shape: torch.Size, passes: int, budget: int)
         if passes > T + 1 and parts[0].right.device.type == "cpu":
             return PositionPairs(parts)
         return SquaredProducts(parts, chunk)
+    if isinstance(parts[0], Broadcast):
+        return SquaredBroadcast(parts[0], chunk)
     if all(isinstance(part, Direct) for part in parts):
         return SquaredDirect(parts)
     if all(isinstance(part, Rows) for part in parts):

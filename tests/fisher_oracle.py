@@ -59,8 +59,10 @@ def loop_fisher(
         if estimator == "empirical":
             add(log_likelihoods(outputs, label, likelihood, **terms).sum(), 1.0)
         elif estimator == "argmax":
-            add(log_likelihoods(outputs, _mode(outputs, likelihood, classes), likelihood, **terms)
-                .sum(), 1.0)  # fmt: skip
+            top = _mode(outputs, likelihood, classes)
+            if label is not None and outputs.ndim > 2:
+                top = torch.where(label == ignore_index, label, top)
+            add(log_likelihoods(outputs, top, likelihood, **terms).sum(), 1.0)
         elif likelihood == "gaussian":
             # E[(∂ log p)²] = (∂f)²/σ², since E[(y − f)²] = σ².
             for f in outputs.flatten():
