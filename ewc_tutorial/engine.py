@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from ewc_tutorial.capture import Call, Recorder
 from ewc_tutorial.closed_forms import squares_by_closed_forms
 from ewc_tutorial.layer_rules import Product
-from ewc_tutorial.per_sample import Squares, outputs_one_by_one, squares_by_loop, squares_by_vmap
+from ewc_tutorial.per_sample import Squares, outputs_one_by_one, run, squares_by_loop, squares_by_vmap
 from ewc_tutorial.seeds import Seeds
 from ewc_tutorial.uses import Graph, Use, broadcast_use, layer_uses
 
@@ -122,7 +122,7 @@ class Engine:
 
     def _forward(self, x: Tensor) -> tuple[Tensor, list[Call]]:
         with self._recorder.recording() as calls:
-            outputs = self.model(x)
+            outputs = run(self.model, x)
         return outputs, calls
 
     def _candidates(
@@ -182,7 +182,7 @@ class _Comparison:
         self._rtol = eps**0.5
         # A gradient that is zero by symmetry (a bias before a normalisation) consists of rounding
         # errors, whose squares are of order eps² relative to the others.
-        self._floor = eps**1.5 * max(value.max().item() for value in expected.values())
+        self._floor = eps**1.5 * max(_largest(value) for value in expected.values())
 
     def outputs(self, actual: Tensor, expected: Tensor) -> bool:
         return actual.shape == expected.shape and self._agree(actual.detach(), expected, 0.0)
@@ -192,8 +192,13 @@ class _Comparison:
         return [n for n, v in actual.items() if self._agree(v, self._expected[n], self._floor)]
 
     def _agree(self, actual: Tensor, expected: Tensor, floor: float) -> bool:
-        bound = self._rtol * expected.abs().max().item() + floor
+        bound = self._rtol * _largest(expected) + floor
         return torch.allclose(actual.to(expected), expected, rtol=0.0, atol=bound, equal_nan=True)
+
+
+def _largest(t: Tensor) -> float:
+    """Return the largest finite magnitude; what is not finite is reported at the end."""
+    return t.abs().nan_to_num(nan=0.0, posinf=0.0).max().item()
 
 
 def _kinds(uses: list[Use]) -> set[str]:

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from ewc_tutorial.engine import PROBE_SIZE, Engine
 from ewc_tutorial.likelihoods import ESTIMATORS, make_likelihood
+from ewc_tutorial.per_sample import run
 from ewc_tutorial.samples import Batch, Samples, make_samples
 from ewc_tutorial.seeds import Draws, Seeds
 from ewc_tutorial.undisturbed import undisturbed
@@ -232,7 +233,7 @@ def _squared_batch_mean(
     engine: Engine, x: Tensor, make_seeds: Callable[[Tensor], Seeds]
 ) -> dict[str, Tensor]:
     """Return the squared mean gradient of one batch, times its number of samples."""
-    outputs = engine.model(x)
+    outputs = run(engine.model, x)
     (seed,) = make_seeds(outputs.detach())
     parameters = list(engine.parameters.values())
     gradients = torch.autograd.grad(outputs, parameters, seed / len(x), materialize_grads=True)

@@ -74,7 +74,30 @@ def squares_by_loop(
 def outputs_one_by_one(model: nn.Module, x: Tensor) -> Tensor:
     """Return the outputs of every sample as the model gives them for a batch of that sample."""
     with torch.no_grad():
-        return torch.cat([model(sample) for sample in x.split(1)])
+        return torch.cat([run(model, sample) for sample in x.split(1)])
+
+
+def run(model: nn.Module, x: Tensor) -> Tensor:
+    """Return the model's outputs (B, ...) for inputs (B, ...).
+
+    Raises:
+        TypeError: the model returns something else than a tensor.
+        ValueError: the outputs have no row for each sample.
+    """
+    outputs = model(x)
+    if not isinstance(outputs, Tensor):
+        raise TypeError(
+            f"model must return a tensor of outputs, not a {type(outputs).__name__}: wrap it in a "
+            "module that returns the logits."
+        )
+    if outputs.ndim == 0 and len(x) == 1:  # squeeze() took the samples' dimension, too
+        outputs = outputs.reshape(1)
+    if outputs.ndim == 0 or len(outputs) != len(x):
+        raise ValueError(
+            f"model must return as many rows as it gets, but for inputs {tuple(x.shape)} it "
+            f"returned {tuple(outputs.shape)}."
+        )
+    return outputs
 
 
 def _add_squares(sums: Squares, parameters: Squares, outputs: Tensor, seed: Tensor) -> None:

@@ -139,6 +139,8 @@ def _batch(batch: Any) -> Batch:
     """Return (x, y) after checking that it is a pair of tensors of one length."""
     if isinstance(batch, Tensor):
         batch = (batch, None)
+    elif isinstance(batch, tuple | list) and len(batch) == 1:  # a loader of inputs alone
+        batch = (batch[0], None)
     if not _is_pair(batch):
         raise TypeError(
             "data must yield pairs (x, y) of tensors (y may be None), not "

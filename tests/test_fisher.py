@@ -1,28 +1,563 @@
+"""fisher_diagonal as its users see it: estimators, data, likelihoods, errors, no trace left."""
+
+from __future__ import annotations
+
+import math
+from types import SimpleNamespace
+
+import pytest
 import torch
 from fisher_oracle import assert_fisher_close, batched_fisher, loop_fisher
+from torch import nn
+from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
 
-from ewc_tutorial.fisher import fisher_diagonal
+from ewc_tutorial.fisher import explain_fisher, fisher_diagonal
 from ewc_tutorial.models import mlp
 
 
-def data(n=23, features=6, classes=4, seed=0):
+def make_data(n=23, features=6, classes=4, seed=0, dtype=torch.float32):
     g = torch.Generator().manual_seed(seed)
-    return torch.randn(n, features, generator=g), torch.randint(classes, (n,), generator=g)
+    x = torch.randn(n, features, generator=g, dtype=dtype)
+    return x, torch.randint(classes, (n,), generator=g)
 
 
-def test_estimators_equal_the_loop():
-    x, y = data()
-    for dtype in (torch.float32, torch.float64):
-        model = mlp(6, [5], 4, seed=1).to(dtype)
-        for estimator in ("exact", "empirical", "argmax"):
-            for size in (None, 1, 5, 100):
-                actual = fisher_diagonal(model, (x.to(dtype), y), estimator, batch_size=size)
-                assert_fisher_close(actual, loop_fisher(model, x, y, estimator))
-        for size in (1, 7, 23):
-            actual = fisher_diagonal(model, (x.to(dtype), y), "batched", batch_size=size)
-            assert_fisher_close(actual, batched_fisher(model, x, y, size))
-        actual = fisher_diagonal(model, (x.to(dtype), y), "sampled", batch_size=4)
-        assert_fisher_close(
-            fisher_diagonal(model, (x.to(dtype), y), "sampled", batch_size=9),
-            {n: v.double() for n, v in actual.items()},
+@pytest.fixture
+def model():
+    return mlp(6, [5], 4, seed=1)
+
+
+def as_double(fisher):
+    return {name: value.double() for name, value in fisher.items()}
+
+
+# ---- estimators
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("estimator", ["exact", "empirical", "argmax"])
+@pytest.mark.parametrize("n", [1, 23])
+def test_equals_the_loop_whatever_the_batch_size(model, estimator, dtype, n):
+    x, y = make_data(n, dtype=dtype)
+    expected = loop_fisher(model, x, y, estimator)
+    for size in (None, 1, 5, 100):
+        actual = fisher_diagonal(model.to(dtype), (x, y), estimator, batch_size=size)
+        assert all(value.dtype == dtype for value in actual.values())
+        assert_fisher_close(actual, expected)
+
+
+@pytest.mark.parametrize("size", [1, 7, 23, 100])
+def test_batched_squares_the_mean_gradient_of_each_batch(model, size):
+    x, y = make_data()
+    actual = fisher_diagonal(model, (x, y), "batched", batch_size=size)
+    assert_fisher_close(actual, batched_fisher(model, x, y, size))
+
+
+def test_batched_with_batches_of_one_is_empirical(model):
+    data = make_data()
+    actual = fisher_diagonal(model, data, "batched", batch_size=1)
+    assert_fisher_close(actual, as_double(fisher_diagonal(model, data, "empirical")))
+
+
+def test_batched_takes_32_or_the_batches_of_the_loader_or_makes_its_own(model):
+    x, y = make_data(70)
+    assert_fisher_close(fisher_diagonal(model, (x, y), "batched"), batched_fisher(model, x, y, 32))
+    loader = DataLoader(TensorDataset(x, y), batch_size=9)
+    assert_fisher_close(fisher_diagonal(model, loader, "batched"), batched_fisher(model, x, y, 9))
+    assert_fisher_close(
+        fisher_diagonal(model, loader, "batched", batch_size=16), batched_fisher(model, x, y, 16)
+    )
+
+
+def test_softmax_regression_has_the_variance_of_the_labels():
+    """For logits Wx + b the Fisher information is E[diag(p) − ppᵀ] ⊗ (x, 1)(x, 1)ᵀ."""
+    model = mlp(6, [], 4, seed=3).double()
+    x, _ = make_data(50, dtype=torch.float64)
+    with torch.no_grad():
+        p = model(x).softmax(-1)
+    variance = p * (1 - p)
+    expected = {"0.weight": variance.T @ x.square() / len(x), "0.bias": variance.mean(0)}
+    assert_fisher_close(fisher_diagonal(model, (x, None)), expected)
+
+
+def test_sampled_is_reproducible_and_converges_to_exact(model):
+    x, y = make_data(40)
+    exact = fisher_diagonal(model, (x, y))
+    once = fisher_diagonal(model, (x, y), "sampled")
+    assert_fisher_close(fisher_diagonal(model, (x, y), "sampled", batch_size=7), as_double(once))
+
+    def relative_error(repeats):
+        many = (x.repeat(repeats, 1), None)
+        sampled = fisher_diagonal(
+            model, many, "sampled", generator=torch.Generator().manual_seed(5)
         )
+        ratios = [(sampled[n] - exact[n]).norm() / exact[n].norm() for n in exact]
+        return max(ratios).item()
+
+    few, many = relative_error(25), relative_error(2500)
+    assert many < 0.03
+    assert many < few / 3  # the error falls as 1/√N, so by ten; leave room for luck
+
+
+def test_a_certain_model_keeps_its_relative_precision():
+    """1 − p is 1e-9 here: float32 arithmetic on probabilities would return zero or noise."""
+    model = nn.Linear(2, 3)
+    x = torch.tensor([[1.0, 2.0], [3.0, -1.0]])
+    with torch.no_grad():
+        model.weight.zero_()
+        model.bias.copy_(torch.tensor([21.0, 0.5, 0.0]))
+    y = torch.zeros(2, dtype=torch.long)
+    for estimator in ("exact", "empirical"):
+        actual = fisher_diagonal(model, (x, y), estimator)
+        assert_fisher_close(actual, loop_fisher(model, x, y, estimator))
+        assert actual["bias"].min() > 0
+
+
+def test_the_error_does_not_grow_with_the_number_of_samples():
+    model = mlp(3, [], 2, seed=0)
+    x, _ = make_data(1000, 3, 2)
+    once = fisher_diagonal(model, (x, None))
+    many = fisher_diagonal(model, ((x, None) for _ in range(1000)), batch_size=1000)
+    assert_fisher_close(many, as_double(once), rtol=1e-6)
+
+
+# ---- data
+
+
+class Items(Dataset):
+    def __init__(self, x, y):
+        self.x, self.y = x, y
+
+    def __len__(self):
+        return len(self.x)
+
+    def __getitem__(self, i):
+        return self.x[i], int(self.y[i])
+
+
+class Endless(IterableDataset):
+    def __init__(self, x, y):
+        self.x, self.y = x, y
+
+    def __iter__(self):
+        while True:
+            yield from zip(self.x, self.y, strict=True)
+
+
+def test_every_form_of_data_gives_the_same(model):
+    x, y = make_data()
+    dataset = TensorDataset(x, y)
+    forms = {
+        "task": SimpleNamespace(train=dataset, test=None),
+        "tensor dataset": dataset,
+        "dataset": Items(x, y),
+        "loader": DataLoader(dataset, batch_size=5),
+        "list of batches": [(x[:9], y[:9]), (x[9:10], y[9:10]), (x[10:], y[10:])],
+        "two batches": [[x[:9], y[:9]], [x[9:], y[9:]]],
+        "empty batches": [(x[:0], y[:0]), (x, y), (x[:0], y[:0])],
+        "generator": ((x[i : i + 3], y[i : i + 3]) for i in range(0, 23, 3)),
+    }
+    expected = as_double(fisher_diagonal(model, (x, y), "empirical"))
+    for name, data in forms.items():
+        actual = fisher_diagonal(model, data, "empirical", batch_size=None if len(name) % 2 else 4)
+        assert_fisher_close(actual, expected)
+
+
+def test_labels_are_not_needed_where_the_model_gives_them(model):
+    x, y = make_data()
+    for estimator in ("exact", "sampled", "argmax"):
+        expected = as_double(fisher_diagonal(model, (x, y), estimator))
+        loader = DataLoader(TensorDataset(x), batch_size=4)
+        for data in ((x, None), TensorDataset(x), [x[:5], x[5:9], x[9:]], [(x, None)], loader):
+            assert_fisher_close(fisher_diagonal(model, data, estimator), expected)
+
+
+def test_a_stream_is_read_once_and_no_further_than_needed(model):
+    x, y = make_data()
+    taken = []
+
+    def stream():
+        for i in range(23):
+            taken.append(i)
+            yield x[i : i + 1], y[i : i + 1]
+
+    actual = fisher_diagonal(model, stream(), n_samples=6)
+    assert_fisher_close(actual, as_double(fisher_diagonal(model, (x[:6], y[:6]))))
+    assert taken == list(range(6))
+    actual = fisher_diagonal(model, Endless(x, y), n_samples=30)
+    twice = torch.cat([x, x])[:30]
+    assert_fisher_close(actual, as_double(fisher_diagonal(model, (twice, None))))
+
+
+def test_n_samples_is_a_reproducible_subset_without_replacement():
+    model = nn.Linear(23, 2)
+    x, y = torch.eye(23), torch.zeros(23, dtype=torch.long)  # sample n feeds weight n alone
+
+    def chosen(**options):
+        return fisher_diagonal(model, (x, y), **options)["weight"][0].nonzero().flatten().tolist()
+
+    default = chosen(n_samples=7)
+    assert len(default) == 7
+    assert default == chosen(n_samples=7) == chosen(n_samples=7, batch_size=2)
+    seeded = [chosen(n_samples=7, generator=torch.Generator().manual_seed(s)) for s in (1, 1, 2)]
+    assert seeded[0] == seeded[1] != seeded[2]
+    assert chosen(n_samples=1000) == list(range(23))
+    scale = fisher_diagonal(model, (x, y), n_samples=23)["weight"].sum()
+    torch.testing.assert_close(scale, fisher_diagonal(model, (x, y))["weight"].sum())
+
+
+# ---- likelihoods
+
+
+@pytest.mark.parametrize("estimator", ["exact", "empirical", "argmax"])
+@pytest.mark.parametrize("as_mask", [False, True])
+def test_active_classes_restrict_the_softmax(model, estimator, as_mask):
+    x, y = make_data()
+    y = torch.tensor([1, 3])[y % 2]
+    classes = torch.tensor([False, True, False, True]) if as_mask else [3, 1]
+    actual = fisher_diagonal(model, (x, y), estimator, classes=classes)
+    assert_fisher_close(actual, loop_fisher(model, x, y, estimator, classes=[1, 3]))
+    assert (actual["2.bias"][[0, 2]] == 0).all()
+
+
+@pytest.mark.parametrize("estimator", ["exact", "empirical", "argmax"])
+@pytest.mark.parametrize("outputs", [None, 1, 3])
+def test_bernoulli(estimator, outputs):
+    model = nn.Sequential(
+        mlp(6, [5], outputs or 1, seed=1), nn.Flatten(0 if outputs is None else 1)
+    )
+    x, _ = make_data()
+    g = torch.Generator().manual_seed(1)
+    y = torch.randint(2, (23,) if outputs in (None, 1) else (23, 3), generator=g)
+    actual = fisher_diagonal(model, (x, y), estimator, likelihood="bernoulli")
+    assert_fisher_close(actual, loop_fisher(model, x, y, estimator, "bernoulli"))
+
+
+@pytest.mark.parametrize("estimator", ["exact", "empirical"])
+def test_gaussian(estimator):
+    model = mlp(6, [5], 3, seed=1)
+    x, _ = make_data()
+    y = torch.randn(23, 3, generator=torch.Generator().manual_seed(1))
+    actual = fisher_diagonal(model, (x, y), estimator, likelihood="gaussian", variance=0.3)
+    assert_fisher_close(actual, loop_fisher(model, x, y, estimator, "gaussian", variance=0.3))
+
+
+@pytest.mark.parametrize("likelihood", ["bernoulli", "gaussian"])
+def test_sampled_converges_for_the_other_likelihoods(likelihood):
+    model = mlp(6, [4], 2, seed=1)
+    x, _ = make_data(20)
+    exact = fisher_diagonal(model, (x, None), likelihood=likelihood)
+    many = (x.repeat(1000, 1), None)
+    sampled = fisher_diagonal(model, many, "sampled", likelihood=likelihood)
+    for name, value in exact.items():
+        assert (sampled[name] - value).norm() < 0.05 * value.norm()
+
+
+class Tokens(nn.Module):
+    def __init__(self, vocabulary=5, width=4):
+        super().__init__()
+        self.table = nn.Embedding(vocabulary, width)
+        self.mix = nn.Linear(width, width)
+        self.head = nn.Linear(width, vocabulary, bias=False)
+        self.head.weight = self.table.weight
+
+    def forward(self, ids):
+        h = self.table(ids)
+        return self.head(torch.tanh(self.mix(h.cumsum(1))))
+
+
+@pytest.mark.parametrize("estimator", ["exact", "empirical", "argmax"])
+def test_tokens_one_sample_is_one_sequence(estimator):
+    torch.manual_seed(0)
+    model, ids = Tokens(), torch.randint(5, (7, 3))
+    y = torch.randint(5, (7, 3))
+    y[2, 1:] = -100
+    y[3] = -100
+    actual = fisher_diagonal(model, (ids, y), estimator, batch_size=3)
+    assert list(actual) == ["table.weight", "mix.weight", "mix.bias"]
+    assert_fisher_close(actual, loop_fisher(model, ids, y, estimator))
+    renamed = torch.where(y == -100, 77, y)
+    assert_fisher_close(
+        fisher_diagonal(model, (ids, renamed), estimator, ignore_index=77), as_double(actual)
+    )
+
+
+def test_tokens_sampled_converges_to_exact():
+    """So the cross terms of different tokens do vanish in the expectation."""
+    torch.manual_seed(0)
+    model, ids = Tokens(), torch.randint(5, (4, 3))
+    exact = fisher_diagonal(model, (ids, None))
+    sampled = fisher_diagonal(model, (ids.repeat(4000, 1), None), "sampled")
+    for name, value in exact.items():
+        assert (sampled[name] - value).norm() < 0.05 * value.norm()
+
+
+def test_logits_of_minus_infinity_forbid_a_class():
+    class Masked(nn.Linear):
+        def forward(self, x):
+            return (
+                super().forward(x).masked_fill(torch.tensor([False, True, False, True]), -math.inf)
+            )
+
+    torch.manual_seed(0)
+    model = Masked(6, 4)
+    x, _ = make_data()
+    expected = loop_fisher(mlp_of(model), x, None, classes=[0, 2])
+    actual = fisher_diagonal(model, (x, None))
+    assert_fisher_close(actual, {n.removeprefix("0."): v for n, v in expected.items()})
+
+
+def mlp_of(linear):
+    plain = nn.Sequential(nn.Linear(linear.in_features, linear.out_features))
+    plain[0].load_state_dict(linear.state_dict())
+    return plain
+
+
+# ---- what is left behind
+
+
+class Traced(nn.Module):
+    """A model that has everything that could be disturbed, and can fail in the middle."""
+
+    def __init__(self):
+        super().__init__()
+        self.first = nn.Linear(6, 5)
+        self.norm = nn.BatchNorm1d(5)
+        self.drop = nn.Dropout(0.5)
+        self.last = nn.Linear(5, 4)
+        self.register_buffer("calls", torch.zeros(()))
+        self.first.weight.requires_grad_(False)
+        self.norm.eval()
+        self.fail_at = None
+
+    def forward(self, x):
+        self.calls += 1
+        if self.fail_at is not None and self.calls >= self.fail_at:
+            raise ArithmeticError("in the middle")
+        return self.last(self.drop(self.norm(self.first(x))))
+
+
+def state_of(model):
+    return {
+        "modes": [module.training for module in model.modules()],
+        "grads": [None if p.grad is None else p.grad.clone() for p in model.parameters()],
+        "requires_grad": [p.requires_grad for p in model.parameters()],
+        "state": {name: value.clone() for name, value in model.state_dict().items()},
+        "buffers": [id(buffer) for buffer in model.buffers()],
+        "hooks": [len(module._forward_hooks) for module in model.modules()],
+        "random": torch.get_rng_state(),
+    }
+
+
+def assert_same_state(before, after):
+    for key in ("modes", "requires_grad", "buffers", "hooks"):
+        assert before[key] == after[key], key
+    torch.testing.assert_close(before["state"], after["state"], rtol=0, atol=0)
+    torch.testing.assert_close(before["random"], after["random"], rtol=0, atol=0)
+    for a, b in zip(before["grads"], after["grads"], strict=True):
+        assert (a is None) == (b is None)
+        assert a is None or torch.equal(a, b)
+
+
+@pytest.mark.parametrize("estimator", ["exact", "sampled", "empirical", "argmax", "batched"])
+@pytest.mark.parametrize("fail_at", [None, 1, 3, 6])
+def test_nothing_is_left_behind(estimator, fail_at):
+    model = Traced().train()
+    x, y = make_data()
+    nn.functional.cross_entropy(model(x), y).backward()
+    model.calls.zero_()
+    model.norm.weight.grad = None
+    before = state_of(model)
+    model.fail_at = fail_at
+    options = {"n_samples": 20, "batch_size": 3}
+    if fail_at is None:
+        fisher = fisher_diagonal(model, (x, y), estimator, **options)
+        assert list(fisher) == [
+            "first.bias",
+            "norm.weight",
+            "norm.bias",
+            "last.weight",
+            "last.bias",
+        ]
+        assert not any(value.requires_grad for value in fisher.values())
+    else:
+        with pytest.raises(ArithmeticError):
+            fisher_diagonal(model, (x, y), estimator, **options)
+    assert_same_state(before, state_of(model))
+
+
+def test_dropout_is_off_and_the_loader_leaves_the_random_state():
+    model = nn.Sequential(nn.Linear(6, 5), nn.Dropout(0.9), nn.Linear(5, 4)).train()
+    x, y = make_data()
+    before = torch.get_rng_state()
+    loader = DataLoader(TensorDataset(x, y), batch_size=4, shuffle=True)
+    assert_fisher_close(fisher_diagonal(model, loader), loop_fisher(model, x, y))
+    assert torch.equal(before, torch.get_rng_state())
+
+
+def test_parameter_hooks_of_the_user_do_not_fire(model):
+    data = make_data()
+    expected = as_double(fisher_diagonal(model, data, "empirical"))
+    handle = model[0].weight.register_hook(torch.zeros_like)
+    assert_fisher_close(fisher_diagonal(model, data, "empirical"), expected)
+    handle.remove()
+
+
+@pytest.mark.parametrize("context", [torch.no_grad, torch.inference_mode])
+def test_works_where_gradients_are_off(model, context):
+    x, y = make_data()
+    expected = as_double(fisher_diagonal(model, (x, y)))
+    with context():
+        inside = (x * 1.0, y)
+        actual = fisher_diagonal(model, inside)
+        assert torch.is_grad_enabled() is False
+    assert_fisher_close(actual, expected)
+    assert not any(value.is_inference() for value in actual.values())
+
+
+def test_autocast_comes_close_and_sums_in_float32(model):
+    x, y = make_data(200)
+    expected = loop_fisher(model, x, y)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        actual = fisher_diagonal(model, (x, y))
+        rules = explain_fisher(model, (x, y))
+    assert all(value.dtype == torch.float32 for value in actual.values())
+    assert_fisher_close(actual, expected, rtol=0.05)
+    assert set(rules.values()) == {"closed form: Linear"}
+
+
+def test_half_precision_models(model):
+    x, y = make_data(50)
+    actual = fisher_diagonal(model.bfloat16(), (x.bfloat16(), y))
+    assert all(value.dtype == torch.bfloat16 for value in actual.values())
+    assert_fisher_close(actual, loop_fisher(model, x.bfloat16(), y), rtol=0.1)
+
+
+def test_wrappers_keep_their_names(model):
+    data = make_data()
+    expected = as_double(fisher_diagonal(model, data))
+    for wrap, prefix in ((nn.DataParallel, "module."), (torch.compile, "_orig_mod.")):
+        actual = fisher_diagonal(wrap(model), data)
+        assert_fisher_close(actual, {prefix + name: value for name, value in expected.items()})
+
+
+# ---- errors and progress
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "words"),
+    [
+        ({"estimator": "exakt"}, ValueError, ["estimator", "'exakt'", "empirical"]),
+        ({"likelihood": "poisson"}, ValueError, ["likelihood", "'poisson'", "gaussian"]),
+        ({"n_samples": 0}, ValueError, ["n_samples", "0", "at least 1"]),
+        ({"n_samples": 2.5}, TypeError, ["n_samples", "2.5"]),
+        ({"batch_size": -1}, ValueError, ["batch_size", "-1"]),
+        ({"batch_size": True}, TypeError, ["batch_size", "True"]),
+        ({"classes": []}, ValueError, ["classes"]),
+        ({"classes": [0, 9]}, ValueError, ["classes", "9", "4 logits"]),
+        ({"classes": [0, 1], "estimator": "empirical"}, ValueError, ["label", "active", "[0, 1]"]),
+        ({"classes": [0], "likelihood": "gaussian"}, ValueError, ["classes", "gaussian"]),
+        ({"likelihood": "gaussian", "variance": 0.0}, ValueError, ["variance", "0.0"]),
+        ({"likelihood": "gaussian", "estimator": "argmax"}, ValueError, ["argmax", "gaussian"]),
+        ({"likelihood": "bernoulli"}, ValueError, ["bernoulli", "(23, 4)", "(23,)"]),
+    ],
+)
+def test_options_that_do_not_fit(model, options, error, words):
+    x, y = make_data()
+    if options.get("estimator") == "argmax":
+        y = None
+    with pytest.raises(error) as caught:
+        fisher_diagonal(model, (x, y), batch_size=options.pop("batch_size", 100), **options)
+    for word in words:
+        assert word in str(caught.value)
+
+
+def bad_data():
+    x, y = make_data()
+    high, negative = y.clone(), y.clone()
+    high[11], negative[11] = 4, -3
+    return [
+        ("exact", (x[:0], y[:0]), ValueError, ["data", "empty"]),
+        ("exact", [], ValueError, ["data", "empty"]),
+        ("batched", iter([]), ValueError, ["data", "empty"]),
+        ("empirical", (x, high), ValueError, ["label 4", "4 classes"]),
+        ("exact", (x, high), ValueError, ["label 4", "4 classes"]),
+        ("batched", (x, negative), ValueError, ["label -3", "4 classes"]),
+        ("empirical", (x, None), ValueError, ["'empirical'", "labels"]),
+        ("empirical", (x, y.float()), TypeError, ["labels", "int64", "float32"]),
+        ("empirical", (x, y.unsqueeze(1)), ValueError, ["labels", "(23, 1)"]),
+        ("empirical", (x, y[:5]), ValueError, ["x and y", "(5,)"]),
+        ("exact", 3, TypeError, ["data", "int"]),
+        ("exact", x, TypeError, ["data", "Tensor"]),
+        ("exact", [{"x": x}], TypeError, ["data", "dict"]),
+        ("exact", [(x, y, y)], TypeError, ["data", "tuple of Tensor, Tensor, Tensor"]),
+    ]
+
+
+@pytest.mark.parametrize(("estimator", "data", "error", "words"), bad_data())
+def test_data_that_does_not_fit(model, estimator, data, error, words):
+    with pytest.raises(error) as caught:
+        fisher_diagonal(model, data, estimator)
+    for word in words:
+        assert word in str(caught.value)
+
+
+def test_models_that_do_not_fit(model):
+    x, y = make_data()
+    with pytest.raises(ValueError, match="trainable parameter"):
+        fisher_diagonal(nn.ReLU(), (x, y))
+    with pytest.raises(ValueError, match="trainable parameter"):
+        fisher_diagonal(model.requires_grad_(False), (x, y))
+    model.requires_grad_(True)
+    with pytest.raises(ValueError, match=r"logits of shape .* returned \(23,\)"):
+        fisher_diagonal(nn.Sequential(model, nn.Linear(4, 1), nn.Flatten(0)), (x, y), batch_size=23)
+    with torch.no_grad():
+        model[2].weight[0, 0] = math.nan
+    with pytest.raises(ValueError, match=r"'0\.weight' is not finite"):
+        fisher_diagonal(model, (x, y))
+
+
+def test_what_the_model_returns_is_checked():
+    x, y = make_data()
+    with pytest.raises(TypeError, match="must return a tensor"):
+        fisher_diagonal(Returns(lambda logits: {"logits": logits}), (x, y))
+    with pytest.raises(ValueError, match="as many rows"):
+        fisher_diagonal(Returns(lambda logits: logits.mean(0, keepdim=True).expand(2, 4)), (x, y))
+
+
+class Returns(nn.Module):
+    def __init__(self, change):
+        super().__init__()
+        self.layer = nn.Linear(6, 4)
+        self.change = change
+
+    def forward(self, x):
+        return self.change(self.layer(x))
+
+
+def test_progress_is_silent_when_short_and_shown_when_long(model, capsys, monkeypatch):
+    data = make_data()
+    fisher_diagonal(model, data, progress=True)
+    assert capsys.readouterr().err == ""
+
+    def slow():
+        import time
+
+        for _ in range(4):
+            time.sleep(0.4)
+            yield data
+
+    fisher_diagonal(model, slow())
+    assert capsys.readouterr().err == ""
+    fisher_diagonal(model, slow(), progress=True)
+    assert "Fisher" in capsys.readouterr().err
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("estimator", ["exact", "sampled", "empirical", "argmax", "batched"])
+def test_cuda_gives_the_same(model, estimator):
+    data = make_data(200)
+    expected = as_double(fisher_diagonal(model, data, estimator))
+    actual = fisher_diagonal(model.cuda(), data, estimator)
+    assert all(value.is_cuda for value in actual.values())
+    assert_fisher_close({n: v.cpu() for n, v in actual.items()}, expected)
