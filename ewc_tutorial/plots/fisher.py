@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-import matplotlib.pyplot as plt
 import numpy as np
+import seaborn as sns
 from matplotlib.axes import Axes
+from matplotlib.colors import LogNorm
 from numpy.typing import ArrayLike
 
 from ewc_tutorial.plots.style import ESTIMATOR_STYLE, axes_or_new
@@ -42,28 +43,36 @@ def pixel_map(
     return ax
 
 
-def unit_maps(maps: ArrayLike, rows: int, columns: int, title: str = "") -> None:
+def unit_maps(
+    maps: ArrayLike, rows: int, title: str = "", floor: float = 1e-6, ax: Axes | None = None
+) -> Axes:
     """Draw the Fisher information of the weights into each hidden unit as a picture of its own.
 
-    All pictures share one square-root colour scale, so that quiet units can be seen beside loud
-    ones.
+    The pictures stand in ``rows`` rows, in descending order of their sums, on one logarithmic
+    colour scale. Exact zeros are grey.
 
     Args:
-        maps: ``(units, H, W)``; the ``rows × columns`` units of the largest sum are drawn, in
-            descending order.
+        maps: ``(units, H, W)``.
+        floor: lower end of the scale; smaller values have its colour.
     """
-    maps = np.asarray(maps)
-    order = np.argsort(-maps.sum(axis=(1, 2)), kind="stable")[: rows * columns]
-    figure, axes = plt.subplots(rows, columns, figsize=(0.95 * columns + 1.0, 0.95 * rows + 0.5))
-    for ax, unit in zip(np.ravel(axes), order, strict=True):
-        picture = ax.imshow(np.sqrt(maps[unit]), cmap="magma", vmin=0, vmax=np.sqrt(maps.max()))
-        ax.set(xticks=[], yticks=[])
-        ax.set_title(f"unit {unit}", fontsize=8, pad=2)
-        ax.grid(False)
-    scale = figure.colorbar(picture, ax=axes, shrink=0.9, label="$F$")
-    ticks = np.linspace(0, np.sqrt(maps.max()), 5)
-    scale.set_ticks(ticks, labels=[f"{tick**2:.3f}" for tick in ticks])
-    figure.suptitle(title)
+    maps = np.asarray(maps, dtype=float)
+    units, height, width = maps.shape
+    columns = -(-units // rows)
+    order = np.argsort(-maps.sum(axis=(1, 2)), kind="stable")
+    sheet = np.full((rows * (height + 1) - 1, columns * (width + 1) - 1), np.nan)
+    for place, unit in enumerate(order):
+        top, left = (height + 1) * (place // columns), (width + 1) * (place % columns)
+        sheet[top : top + height, left : left + width] = maps[unit]
+    ax = axes_or_new(ax, figsize=(0.62 * columns + 1.2, 0.62 * rows + 0.5))
+    ax.set_facecolor("white")
+    ax.imshow(np.where(sheet == 0, 1.0, np.nan), cmap="gray", vmin=0, vmax=1.6)
+    shown = np.where(sheet > 0, np.maximum(sheet, floor), np.nan)
+    picture = ax.imshow(shown, cmap="magma", norm=LogNorm(floor, maps.max()))
+    ax.figure.colorbar(picture, ax=ax, label="$F$ of a weight", pad=0.01)
+    ax.set(xticks=[], yticks=[], title=title)
+    ax.grid(False)
+    sns.despine(ax=ax, left=True, bottom=True)
+    return ax
 
 
 def importance_histograms(layers: Mapping[str, ArrayLike], ax: Axes | None = None) -> Axes:
@@ -87,6 +96,7 @@ def fisher_scatter(
     other: ArrayLike,
     estimator: str = "empirical",
     ratio: float | None = None,
+    ratio_label: str = "",
     xlabel: str = "$F$",
     ylabel: str = "estimate",
     title: str = "",
@@ -101,7 +111,7 @@ def fisher_scatter(
     Args:
         F, other: arrays of one shape.
         estimator: whose colour and marker ``other`` has.
-        ratio: draw the line ``other = ratio · F``, too.
+        ratio: draw the line ``other = ratio · F``, too, with ``ratio_label``.
         most: draw about this many dots, evenly picked.
     """
     ax = axes_or_new(ax, figsize=(3.6, 3.4))
@@ -113,7 +123,7 @@ def fisher_scatter(
     ends = np.array([1e-9, 1.0])
     ax.plot(ends, ends, color="0.2", lw=1.5, label="equal")
     if ratio is not None:
-        ax.plot(ends, ratio * ends, color="0.2", lw=1.5, ls="--", label=f"{ratio:.2g} × as large")
+        ax.plot(ends, ratio * ends, color="0.2", lw=1.5, ls="--", label=ratio_label)
     ax.set(xscale="log", yscale="log", xlim=(1e-7, 0.3), ylim=(1e-9, 1.0))
     ax.set(xlabel=xlabel, ylabel=ylabel, title=title)
     return ax
@@ -171,26 +181,33 @@ def certainty_cloud(
 
 
 def certainty_path(
-    unsure: ArrayLike, totals: Mapping[str, ArrayLike], title: str, ax: Axes | None = None
+    unsure: ArrayLike,
+    totals: Mapping[str, ArrayLike],
+    what: str,
+    hollow: bool = False,
+    ax: Axes | None = None,
 ) -> Axes:
     """Draw how a summary of the squared scores moves along training, against that of 1 − p(y).
 
     Args:
         unsure: ``(K,)`` at K moments of the training.
         totals: by estimator ``(K,)``.
+        what: names the summary in the legend.
+        hollow: draw hollow markers and thin lines, to tell two summaries apart.
     """
     ax = axes_or_new(ax)
     for name, total in totals.items():
-        style = ESTIMATOR_STYLE[name]
-        ax.plot(unsure, total, ms=7, label=name, **style)
-    return _certainty_axes(ax, title)
+        look = {"mfc": "white", "lw": 1} if hollow else {"lw": 2}
+        ax.plot(unsure, total, ms=7, label=f"{name}, {what}", **look, **ESTIMATOR_STYLE[name])
+    return _certainty_axes(ax, "moments of the training")
 
 
 def _certainty_axes(ax: Axes, title: str) -> Axes:
     """Set the axes of both figures of certainty, which run from unsure to sure."""
     ax.set(xscale="log", yscale="log", title=title)
     ax.set(xlabel="$1 - p(y)$", ylabel="squared score, all weights")
-    ax.invert_xaxis()
+    if not ax.xaxis_inverted():
+        ax.invert_xaxis()
     ax.legend(loc="lower left")
     return ax
 
@@ -219,7 +236,7 @@ def sampling_error(
             the factor of sampling without replacement as a thick one.
         n_total: N, the number of samples there are.
     """
-    ax = axes_or_new(ax)
+    ax = axes_or_new(ax, figsize=(7.0, 4.2))
     grid = np.geomspace(np.min(n), n_total * 0.999, 200)
     for name, error in errors.items():
         style = ESTIMATOR_STYLE[name]
@@ -229,9 +246,11 @@ def sampling_error(
             finite = np.sqrt((n_total - grid) / (n_total - 1))
             ax.plot(grid, law, color=style["color"], lw=1, ls=":")
             ax.plot(grid, law * finite, color=style["color"], lw=1.8, ls=style["linestyle"])
+    ax.plot([], [], color="0.3", lw=1, ls=":", label="law $c / \\sqrt{n}$")
+    ax.plot([], [], color="0.3", lw=1.8, label="... without replacement")
     ax.axvline(n_total, color="0.4", lw=1)
-    ax.text(n_total * 0.97, ax.get_ylim()[1], "all samples", rotation=90, ha="right", va="top")
+    ax.text(n_total * 0.97, ax.get_ylim()[1], "all samples ", rotation=90, ha="right", va="top")
     ax.set(xscale="log", yscale="log", xlabel="number of samples $n$")
-    ax.set(ylabel="relative error of $F$", ylim=(0.04, None))
-    ax.legend(loc="lower left")
+    ax.set(ylabel="relative error of $F$", ylim=(0.03, None))
+    ax.legend(loc="lower left", fontsize=10)
     return ax
