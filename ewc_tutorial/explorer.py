@@ -65,4 +65,6 @@ def figure_slider(
 
     slider.observe(show, names="value")
     show()
+    # Laying the figure out takes most of a redraw, and the first picture's layout fits the others.
+    figure.set_layout_engine("none")
     return widgets.VBox([slider, picture], layout=widgets.Layout(align_items="flex-start"))

@@ -121,7 +121,7 @@ def train(
         raise ValueError(f"update must be one of {', '.join(UPDATES)}, not {update!r}.")
     device = _device_of(model)
     x, y = (t.to(device) for t in _training_part(data).tensors)
-    steps = _count_steps(len(x), batch_size, epochs, steps)
+    steps = count_steps(len(x), batch_size, epochs, steps)
     if not isinstance(generator, torch.Generator):
         generator = torch.Generator().manual_seed(generator or 0)
     parameters = [p for p in model.parameters() if p.requires_grad]
@@ -130,9 +130,9 @@ def train(
     was_training = model.training
     model.train()
     try:
-        batches = _batches(len(x), batch_size, generator)
+        stream = batches(len(x), batch_size, generator)
         for step in trange(steps, disable=not progress, leave=False):
-            rows = next(batches).to(device)
+            rows = next(stream).to(device)
             loss = functional.cross_entropy(model(x[rows]), y[rows])
             optim.zero_grad()
             if ewc is None or update != "loss":
@@ -216,12 +216,12 @@ def learn(
     boundaries, train_seconds, consolidate_seconds = [], [], []
 
     for index, task in enumerate(tasks):
-        budget = _count_steps(len(task.train), batch_size, epochs, steps)
-        every = max(1, round(budget / evaluations))
+        budget = count_steps(len(task.train), batch_size, epochs, steps)
+        due = set(evaluation_steps(budget, evaluations))
         watch = _StopWatch()
 
-        def evaluate(step: int, done=done, budget=budget, every=every, watch=watch) -> None:
-            if step % every == 0 or step == budget:
+        def evaluate(step: int, done=done, due=due, watch=watch) -> None:
+            if step in due:
                 with watch.paused():
                     moments.append(done + step)
                     curves.append(accuracies(model, tests))
@@ -260,6 +260,12 @@ def learn(
     )
 
 
+def evaluation_steps(budget: int, evaluations: int) -> list[int]:
+    """Return the steps of a task after which accuracies are measured, its last one included."""
+    every = max(1, round(budget / evaluations))
+    return sorted({*range(every, budget + 1, every), budget})
+
+
 @torch.no_grad()
 def accuracies(model: nn.Module, parts: Iterable[Sequence[Tensor]]) -> list[float]:
     """Return the accuracy in [0, 1] on each ``(x, y)``, in eval mode; the mode is restored."""
@@ -276,6 +282,28 @@ def accuracies(model: nn.Module, parts: Iterable[Sequence[Tensor]]) -> list[floa
         ]
     finally:
         model.train(was_training)
+
+
+def batches(n: int, batch_size: int, generator: torch.Generator) -> Iterable[Tensor]:
+    """Yield row numbers for ever: each epoch a new permutation, cut into full batches."""
+    batch_size = min(batch_size, n)
+    while True:
+        rows = torch.randperm(n, generator=generator)
+        yield from rows[: n - n % batch_size].split(batch_size)
+
+
+def count_steps(n: int, batch_size: int, epochs: int | None, steps: int | None) -> int:
+    """Return the number of steps that a budget means for ``n`` samples; errors as :func:`train`."""
+    if (epochs is None) == (steps is None):
+        raise ValueError(
+            f"Give exactly one of epochs and steps, not epochs={epochs!r} and steps={steps!r}."
+        )
+    for name, value in (("batch_size", batch_size), ("epochs", epochs), ("steps", steps)):
+        if value is not None and (not isinstance(value, int) or value < 1):
+            raise ValueError(f"{name} must be a positive whole number, not {value!r}.")
+    if n == 0:
+        raise ValueError("data must hold at least one sample, but it is empty.")
+    return steps if steps is not None else epochs * max(1, n // batch_size)
 
 
 class _StopWatch:
@@ -295,27 +323,6 @@ class _StopWatch:
 
     def __exit__(self, *_: object) -> None:
         self._start += time.perf_counter() - self._pause
-
-
-def _batches(n: int, batch_size: int, generator: torch.Generator) -> Iterable[Tensor]:
-    """Yield row numbers for ever: each epoch a new permutation, cut into full batches."""
-    batch_size = min(batch_size, n)
-    while True:
-        rows = torch.randperm(n, generator=generator)
-        yield from rows[: n - n % batch_size].split(batch_size)
-
-
-def _count_steps(n: int, batch_size: int, epochs: int | None, steps: int | None) -> int:
-    if (epochs is None) == (steps is None):
-        raise ValueError(
-            f"Give exactly one of epochs and steps, not epochs={epochs!r} and steps={steps!r}."
-        )
-    for name, value in (("batch_size", batch_size), ("epochs", epochs), ("steps", steps)):
-        if value is not None and (not isinstance(value, int) or value < 1):
-            raise ValueError(f"{name} must be a positive whole number, not {value!r}.")
-    if n == 0:
-        raise ValueError("data must hold at least one sample, but it is empty.")
-    return steps if steps is not None else epochs * max(1, n // batch_size)
 
 
 def _training_part(data: Task | TensorDataset) -> TensorDataset:
