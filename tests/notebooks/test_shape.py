@@ -81,6 +81,13 @@ def test_exercises_are_complete(notebook):
     assert prose(notebook).count("<summary>Hint</summary>") >= len(checked)
 
 
+def test_an_untouched_exercise_says_so(notebook):
+    for cell in code(notebook):
+        if cell.source.startswith("check("):
+            (output,) = cell.outputs
+            assert "Not attempted yet" in output.data["text/plain"]
+
+
 def test_every_figure_has_alternative_text(notebook):
     figures = sum("image/png" in o.get("data", {}) for c in code(notebook) for o in c.outputs)
     assert len(re.findall(r"\*Figure", prose(notebook))) >= figures
