@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.colors import to_rgba
 from matplotlib.figure import Figure
+from matplotlib.legend_handler import HandlerTuple
 from matplotlib.lines import Line2D
 from numpy.typing import ArrayLike
 
@@ -16,10 +18,10 @@ from ewc_tutorial.plots.style import METHOD_STYLE, axes_or_new
 
 #: What is kept of task A, and how it is drawn wherever it occurs in this notebook.
 MEMORY_STYLE: dict[str, dict[str, Any]] = {
-    "nothing": {"color": "C7", "linestyle": "--", "label": "nothing (B alone)"},
+    "nothing": {"color": "C7", "linestyle": (0, (2, 2)), "label": "nothing (B alone)"},
     "isotropic": {**METHOD_STYLE["L2"], "label": "isotropic (L2)"},
     "diagonal": {**METHOD_STYLE["EWC"], "label": "diagonal (EWC)"},
-    "full": {"color": "C4", "linestyle": (0, (6, 1, 1, 1)), "label": "full Laplace"},
+    "full": {"color": "C4", "linestyle": (0, (7, 2)), "label": "full Laplace"},
 }
 
 #: Points in the plane of the weights.
@@ -29,7 +31,7 @@ MARK_STYLE: dict[str, dict[str, Any]] = {
     "isotropic": {"marker": "s", "color": "C1", "label": "isotropic (L2)"},
     "diagonal": {"marker": "D", "color": "C0", "label": "diagonal (EWC)"},
     "full": {"marker": "^", "color": "C4", "label": "full Laplace"},
-    "joint": {"marker": "*", "color": "C2", "label": "optimum of A and B", "markersize": 15},
+    "joint": {"marker": "*", "color": "C2", "label": "optimum of A and B", "markersize": 13},
 }
 
 #: Log density below the peak at one, two and three standard deviations of a Gaussian.
@@ -53,8 +55,8 @@ def contours(
     style.pop("label", None)
     arrays = points[..., 0], points[..., 1], log_density - log_density.max()
     if filled:
-        for level, alpha in zip(_LEVELS, (0.15, 0.2, 0.3), strict=True):
-            ax.contourf(*arrays, levels=[level, 1.0], colors=[color], alpha=alpha)
+        shades = [to_rgba(color, alpha) for alpha in (0.15, 0.32, 0.52)]
+        ax.contourf(*arrays, levels=[*_LEVELS, 1.0], colors=shades)
     else:
         style = {"linestyles": [style.pop("linestyle", "-")], "linewidths": 1.6, **style}
         ax.contour(*arrays, levels=_LEVELS, colors=[color], **style)
@@ -95,7 +97,7 @@ def task_and_plane(
     contours(axes[-1], points, log_density, filled=True, color="C4")
     marks(axes[-1], optima)
     axes[-1].set_title("what A says about the weights")
-    axes[-1].legend(fontsize="small", loc="upper right")
+    axes[-1].legend(fontsize="x-small", loc="upper right")
     return figure
 
 
@@ -125,14 +127,7 @@ def laplace_panel(
     """
     contours(ax, points, log_exact, filled=True, color="C4")
     contours(ax, points, log_laplace, color="black", linestyle="--", linewidths=1.3)
-    inside = np.zeros(np.shape(log_exact), dtype=bool)
-    for log_density in (np.asarray(log_exact), np.asarray(log_laplace)):
-        inside |= log_density - log_density.max() > _LEVELS[0]
-    for values, limit in (
-        (np.asarray(points)[inside][:, i], (ax.set_xlim, ax.set_ylim)[i]) for i in (0, 1)
-    ):
-        margin = 0.08 * np.ptp(values)
-        limit(values.min() - margin, values.max() + margin)
+    _frame(ax, points, (log_exact, log_laplace))
     ax.set_title(title)
 
 
@@ -200,28 +195,29 @@ def memory_panels(
         ends: kind of approximation → optimum (2,), with that memory, after task B.
         common: points to mark in every panel.
     """
-    figure, axes = plt.subplots(1, len(log_kept), figsize=(11, 4.3), sharex=True, sharey=True)
+    figure, axes = plt.subplots(1, len(log_kept), figsize=(9.5, 5.4), sharex=True, sharey=True)
     for ax, (kind, log_density) in zip(axes, log_kept.items(), strict=True):
         contours(ax, points, log_exact, filled=True, color="C7")
         style = MEMORY_STYLE[kind]
         contours(ax, points, log_density, color=style["color"], linestyle=style["linestyle"])
         start, end = np.asarray(common["anchor"]), np.asarray(ends[kind])
-        ax.annotate(
-            "", end, start, arrowprops={"arrowstyle": "->", "color": style["color"], "lw": 1.5}
-        )
-        marks(ax, {**common, kind: end})
-        ax.set_title(f"kept: {style['label']}")
+        arrow = {"arrowstyle": "->", "color": style["color"], "lw": 1.8}
+        ax.annotate("", end, start, arrowprops=arrow)
+        marks(ax, {kind: end, **common})
+        ax.set(title=f"kept: {style['label']}", aspect="equal")
+        _frame(ax, points, (log_exact, *log_kept.values()))
     for ax in axes[1:]:
         ax.set_ylabel("")
-    handles = [
-        Line2D([], [], linestyle="none", **{"markersize": 9, **style})
-        for style in (MARK_STYLE[name] for name in common)
-    ]
-    end = Line2D([], [], linestyle="none", marker="D", color="C0", label="where B's training ends")
+
+    def handle(name: str) -> Line2D:
+        return Line2D([], [], linestyle="none", **{"markersize": 8, **MARK_STYLE[name]})
+
     figure.legend(
-        handles=[*handles, end],
+        [*map(handle, common), tuple(map(handle, log_kept))],
+        [*(MARK_STYLE[name]["label"] for name in common), "where training on B ends"],
+        handler_map={tuple: HandlerTuple(ndivide=None)},
         loc="outside lower center",
-        ncols=len(handles) + 1,
+        ncols=len(common) + 1,
         fontsize="small",
     )
     return figure
@@ -243,8 +239,8 @@ def rotation(angles: ArrayLike, distances: Mapping[str, ArrayLike], ax: Axes | N
         ylabel="distance to the joint optimum\n(posterior standard deviations)",
         xticks=np.arange(0, np.max(angles) + 1, 15),
     )
-    ax.set_ylim(bottom=0)
-    ax.legend(fontsize="small")
+    ax.set_ylim(0, 1.4 * max(np.max(values) for values in distances.values()))
+    ax.legend(fontsize="small", ncols=2, loc="upper center")
     return ax
 
 
@@ -303,11 +299,12 @@ def best_lambdas(ratios: Mapping[str, Mapping[str, ArrayLike]]) -> Figure:
         ax.set_yticks([-row for row in range(len(names))], names)
         ax.axvline(1, color="black", lw=1.2, linestyle=(0, (1, 1)))
         ax.set(xscale="log", title=title, xlabel="best λ divided by N_A / N_B (no unit)")
+        ax.set_ylim(-len(names) + 0.4, 0.6)
         ax.grid(axis="y", visible=False)
     return figure
 
 
-def matrices(entries: Mapping[str, ArrayLike], labels: Sequence[str] | None = None) -> Figure:
+def matrices(entries: Mapping[str, ArrayLike]) -> Figure:
     """Draw square matrices as pictures with one colour scale, symmetric around zero."""
     figure, axes = plt.subplots(1, len(entries), figsize=(11, 3.4))
     limit = max(np.abs(np.asarray(m)).max() for m in entries.values())
@@ -318,6 +315,16 @@ def matrices(entries: Mapping[str, ArrayLike], labels: Sequence[str] | None = No
         ax.grid(visible=False)
     figure.colorbar(picture, ax=axes, label="entry (nats per squared weight unit)", shrink=0.85)
     return figure
+
+
+def _frame(ax: Axes, points: ArrayLike, log_densities: Iterable[ArrayLike]) -> None:
+    """Show the part of the plane where some density is above its last contour."""
+    inside = np.any(
+        [np.asarray(d) - np.asarray(d).max() > _LEVELS[0] for d in log_densities], axis=0
+    )
+    for values, limit in zip(np.asarray(points)[inside].T, (ax.set_xlim, ax.set_ylim), strict=True):
+        margin = 0.08 * np.ptp(values)
+        limit(values.min() - margin, values.max() + margin)
 
 
 def _name_axes(ax: Axes) -> None:
