@@ -125,6 +125,7 @@ def fisher_scatter(
     if ratio is not None:
         ax.plot(ends, ratio * ends, color="0.2", lw=1.5, ls="--", label=ratio_label)
     ax.set(xscale="log", yscale="log", xlim=(1e-7, 0.3), ylim=(1e-9, 1.0))
+    ax.minorticks_off()
     ax.set(xlabel=xlabel, ylabel=ylabel, title=title)
     return ax
 
