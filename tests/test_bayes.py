@@ -293,9 +293,9 @@ def test_sequential_bayes_is_exact_in_any_order(cut, seed):
         torch.testing.assert_close(belief, at_once, atol=1e-9, rtol=1e-9)
 
 
-def test_posterior_of_hundreds_of_samples_does_not_underflow():
-    x, y = toy_task(5000, 15)
-    grid = Grid.rectangle((-5, 5), (-5, 5), 201)
+def test_posterior_of_thousands_of_samples_does_not_underflow():
+    x, y = toy_task(3000, 15)
+    grid = Grid.rectangle((-5, 5), (-5, 5), 51)
     log_p = grid.posterior(prior().log_prob(grid.points), x, y)
     assert log_p.isfinite().all()
     assert log_p.min() < -1000
@@ -332,7 +332,7 @@ def test_laplace_error_falls_as_one_over_n():
         for seed in range(8):
             x, y = toy_task(n, 15, seed=seed)
             approximation = laplace(optimum(x, y, prior()), x, prior())
-            grid = Grid.around(approximation, n_points=121)
+            grid = Grid.around(approximation, n_points=61)
             exact = grid.posterior(prior().log_prob(grid.points), x, y)
             total += grid.kl(exact, approximation.log_prob(grid.points))
         errors.append(total)
