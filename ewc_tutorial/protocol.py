@@ -2,8 +2,11 @@
 
 Nothing here is chosen by taste. ``benchmarks/protocol_search.py`` tries networks, budgets,
 learning rates and λ on three permuted digit tasks, keeps every run in
-``benchmarks/results/protocol_search.csv``, and gives each method the values that suit it best. The
-seeds of that search (100–102) are not those of the notebooks (0–4).
+``benchmarks/results/protocol_search.csv``, and gives each method the values that suit it best; the
+network and the budget are the cheapest with which EWC comes within 0.02 of its best. The seeds of
+that search (100–102) are not those of the notebooks (0–4), on which the average accuracy is 0.63
+for plain fine-tuning, 0.76 for L2, 0.91 for EWC and 0.96 for joint training (standard errors at
+most 0.012).
 """
 
 from __future__ import annotations
@@ -97,8 +100,8 @@ PROTOCOL = Protocol(
     batch_size=32,
     settings={
         "plain": Setting(lr=0.1),
-        "L2": Setting(lr=0.1, lam=0.1),
+        "L2": Setting(lr=0.2, lam=0.03),
         "EWC": Setting(lr=0.3, lam=100.0),
-        "joint": Setting(lr=0.3),
+        "joint": Setting(lr=0.2),
     },
 )
