@@ -83,6 +83,13 @@ def test_verdicts(fn, words):
     assert words in judge(EXAMPLE, fn).text
 
 
+def test_a_mistake_that_leaves_rounding_errors_is_recognised_from_other_rounding_errors():
+    cancels = Exercise(
+        answer=square, cases=lambda: [(2.0,), (3.0,)], mistakes={"it cancels": lambda x: 1e-16 * x}
+    )
+    assert "it cancels" in judge(cancels, lambda x: -3e-16).text
+
+
 def test_an_unknown_name_lists_the_exercises():
     with pytest.raises(KeyError, match="There is no exercise 'nothing'"):
         check("nothing", square)

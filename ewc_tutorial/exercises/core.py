@@ -65,7 +65,10 @@ def judge(exercise: Exercise, fn: Function) -> Result:
         return Result(True, f"✓ Right: {len(right)} of {len(right)} cases agree.")
     for sentence, mistake in exercise.mistakes.items():
         known = _outputs(mistake, exercise)
-        if all(_same(m, k, exercise.rtol) for m, k in zip(results, known, strict=True)):
+        if all(
+            _same(mine, wrong, exercise.rtol, wanted)
+            for mine, wrong, wanted in zip(results, known, right, strict=True)
+        ):
             return Result(False, f"✗ {sentence}")
     number = wrong_cases[0]
     return Result(
@@ -102,12 +105,20 @@ def _leaves(value: Any) -> list[tuple[str, np.ndarray]]:
         return [("", np.array(np.nan))]
 
 
-def _same(mine: Any, wanted: Any, rtol: float) -> bool:
+def _same(mine: Any, wanted: Any, rtol: float, right: Any = None) -> bool:
+    """Return whether two results agree within ``rtol`` of the largest entry of either's scale.
+
+    The scale of the right answer counts, too: a mistake that cancels everything leaves rounding
+    errors, and nobody else's rounding errors are the same.
+    """
     mine, wanted = _leaves(mine), _leaves(wanted)
     if [path for path, _ in mine] != [path for path, _ in wanted]:
         return False
+    floor = rtol * max([np.abs(leaf).max(initial=0.0) for _, leaf in _leaves(right)], default=0.0)
+    floor = 0.0 if right is None or not np.isfinite(floor) else floor
     return all(
-        a.shape == b.shape and np.abs(a - b).max(initial=0.0) <= rtol * np.abs(b).max(initial=1e-30)
+        a.shape == b.shape
+        and np.abs(a - b).max(initial=0.0) <= max(floor, rtol * np.abs(b).max(initial=1e-30))
         for (_, a), (_, b) in zip(mine, wanted, strict=True)
     )
 
