@@ -168,11 +168,9 @@ EXERCISES: dict[str, Exercise] = {
             "The weight got squared, too: it is p(c) times the square of the score.": (
                 _over_classes(lambda p, G: (_along(p, G) * G).square().sum(0))
             ),
-            "This squares after the sum over classes, and the mean score is zero: square inside.": (
+            # The same with or without a square after the sum: rounding errors.
+            "The classes cancel, as the mean score is zero: square each class's score in the sum.": (
                 _over_classes(lambda p, G: (_along(p, G) * G).sum(0).square())
-            ),
-            "The square is missing: without it the classes cancel, as the mean score is zero.": (
-                _over_classes(lambda p, G: (_along(p, G) * G).sum(0))
             ),
             "This differentiates the weights p(c), too (the gradient of the entropy): detach them, "
             "and take one gradient per class.": _mean_over_samples(_through_the_weights),
