@@ -169,7 +169,7 @@ EXERCISES: dict[str, Exercise] = {
                 _over_classes(lambda p, G: (_along(p, G) * G).square().sum(0))
             ),
             # The same with or without a square after the sum: rounding errors.
-            "The classes cancel, as the mean score is zero: square each class's score in the sum.": (
+            "The classes cancel, as the mean score is zero: square each class's score.": (
                 _over_classes(lambda p, G: (_along(p, G) * G).sum(0).square())
             ),
             "This differentiates the weights p(c), too (the gradient of the entropy): detach them, "
