@@ -40,9 +40,12 @@ class Call:
         a = self.a
         if a.ndim == 0 or not len(a) or len(a) % batch or a._version != self.version:
             return {}
-        with plain_arithmetic(a.device):
-            rule = RULES[type(self.layer)]
-            parts = rule(self.layer, wide(a) if a.is_floating_point() else a, batch)
+        rule = RULES[type(self.layer)]
+        try:
+            with plain_arithmetic(a.device):
+                parts = rule(self.layer, wide(a) if a.is_floating_point() else a, batch)
+        except RuntimeError:  # its elements cannot be dealt out among the samples
+            return {}
         return {
             parameter: parts[name]
             for name, parameter in self.layer._parameters.items()

@@ -25,7 +25,13 @@ from torch import Tensor, nn
 from ewc_tutorial.capture import Call, Recorder
 from ewc_tutorial.closed_forms import squares_by_closed_forms
 from ewc_tutorial.layer_rules import Product
-from ewc_tutorial.per_sample import Squares, outputs_one_by_one, run, squares_by_loop, squares_by_vmap
+from ewc_tutorial.per_sample import (
+    Squares,
+    outputs_one_by_one,
+    run,
+    squares_by_loop,
+    squares_by_vmap,
+)
 from ewc_tutorial.seeds import Seeds
 from ewc_tutorial.uses import Graph, Use, broadcast_use, layer_uses
 
@@ -85,7 +91,7 @@ class Engine:
         held = 4 * sum(call.a.numel() for call in calls)
         for uses in () if self._interacting else self._candidates(outputs, calls, len(x)):
             uses = {name: seen for name, seen in uses.items() if name not in self._closed}
-            actual = squares_by_closed_forms(outputs, self.parameters, uses, [seed])
+            actual = self._tried(outputs, uses, [seed])
             self._closed |= {name: _kinds(uses[name]) for name in matches.names(actual)}
             held += _unfolded(uses)
 
@@ -119,6 +125,17 @@ class Engine:
         del outputs, calls, uses  # the graph, before memory is needed for the others
         rest = [name for name in self.parameters if name not in sums]
         return sums | self._one_sample_at_a_time(rest, x, seeds)
+
+    def _tried(self, outputs: Tensor, uses: dict[str, list[Use]], seeds: Seeds) -> Squares:
+        """Return what the closed forms give, of those that can be computed at all."""
+        try:
+            return squares_by_closed_forms(outputs, self.parameters, uses, seeds)
+        except Exception:
+            # A rule met shapes that it is not made for: leave out the parameters concerned.
+            sums: Squares = {}
+            for name in uses if len(uses) > 1 else ():
+                sums |= self._tried(outputs, {name: uses[name]}, seeds)
+            return sums
 
     def _forward(self, x: Tensor) -> tuple[Tensor, list[Call]]:
         with self._recorder.recording() as calls:

@@ -7,12 +7,14 @@ batch. :func:`squares_by_vmap` does a chunk of samples at a time through ``torch
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from itertools import islice
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call, vjp, vmap
+from torch.func import vjp, vmap
 
 #: Seeds that are held at a time, so that memory does not grow with the number of classes.
 SEEDS_AT_A_TIME = 16
@@ -39,7 +41,8 @@ def squares_by_vmap(
 
     def squares(xi: Tensor, seeds_i: Tensor) -> Squares:
         def forward(p: Squares) -> Tensor:
-            return functional_call(model, {**others, **p}, (xi.unsqueeze(0),)).squeeze(0)
+            with _replaced(model, others | p):
+                return run(model, xi.unsqueeze(0)).squeeze(0)
 
         _, pull_back = vjp(forward, parameters)
         total = _zeros(parameters)
@@ -49,10 +52,13 @@ def squares_by_vmap(
         return total
 
     sums = _zeros(parameters)
-    for some in _stacked(seeds):
-        for x_part, seeds_part in zip(x.split(chunk), some.split(chunk), strict=True):
-            for name, value in vmap(squares)(x_part, seeds_part).items():
-                sums[name] += value.sum(0)
+    with warnings.catch_warnings():
+        # That torch.func goes through an operation sample by sample is why this is a fall-back.
+        warnings.filterwarnings("ignore", "There is a performance drop", UserWarning)
+        for some in _stacked(seeds):
+            for x_part, seeds_part in zip(x.split(chunk), some.split(chunk), strict=True):
+                for name, value in vmap(squares)(x_part, seeds_part).items():
+                    sums[name] += value.sum(0)
     return sums
 
 
@@ -65,7 +71,8 @@ def squares_by_loop(
     sums = _zeros(parameters)
     for some in _stacked(seeds):
         for i, sample in enumerate(x.split(1)):
-            outputs = functional_call(model, {**others, **parameters}, (sample,))
+            with _replaced(model, others | parameters):
+                outputs = run(model, sample)
             for seed in some[i]:
                 _add_squares(sums, parameters, outputs, seed.reshape(outputs.shape))
     return sums
@@ -117,6 +124,26 @@ def _split(model: nn.Module, names: list[str]) -> tuple[Squares, Squares]:
     """
     detached = {name: p.detach() for name, p in model.named_parameters()}
     return {name: detached.pop(name) for name in names}, detached
+
+
+@contextmanager
+def _replaced(model: nn.Module, tensors: Squares) -> Iterator[None]:
+    """Put tensors in the places of the model's parameters, by name, wherever these are used.
+
+    This is ``torch.func.functional_call``, but for modules that occur more than once in a model:
+    after these it leaves the tensors in place of the parameters (PyTorch issue 164759).
+    """
+    new = {parameter: tensors[name] for name, parameter in model.named_parameters()}
+    places = [(module, name) for module in model.modules() for name in module._parameters]
+    old = [module._parameters[name] for module, name in places]
+    try:
+        for (module, name), parameter in zip(places, old, strict=True):
+            if parameter is not None:
+                module._parameters[name] = new[parameter]
+        yield
+    finally:
+        for (module, name), parameter in zip(places, old, strict=True):
+            module._parameters[name] = parameter
 
 
 def _zeros(parameters: Squares) -> Squares:
