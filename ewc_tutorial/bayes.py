@@ -107,8 +107,7 @@ def log_likelihood(theta: Tensor, x: Tensor, y: Tensor) -> Tensor:
 
     A *sum* over the samples; the course's L is minus this, divided by N.
     """
-    logits = theta @ x.mT
-    return (y * logits - functional.softplus(logits)).sum(-1)
+    return _log_p(theta @ x.mT, y).sum(-1)
 
 
 def fisher_matrix(theta: Tensor, x: Tensor) -> Tensor:
@@ -147,8 +146,7 @@ def optimum(x: Tensor, y: Tensor, quadratic: Gaussian, tolerance: float = 1e-10)
 
     def objective(theta: Tensor) -> Tensor:
         logits = (x @ theta.unsqueeze(-1)).squeeze(-1)
-        loss = (functional.softplus(logits) - y * logits).sum(-1)
-        return loss + 0.5 * _quadratic(precision, theta - quadratic.mean)
+        return 0.5 * _quadratic(precision, theta - quadratic.mean) - _log_p(logits, y).sum(-1)
 
     theta = quadratic.mean.expand(*leading, D).clone()
     value = objective(theta)
@@ -165,7 +163,7 @@ def optimum(x: Tensor, y: Tensor, quadratic: Gaussian, tolerance: float = 1e-10)
             return theta - step
         for _ in range(40):
             trial = objective(theta - step)
-            worse = trial > value + 1e-12 * value.abs()
+            worse = trial > value + 1e-12 * (1 + value.abs())  # rounding is not a rise
             if not worse.any():
                 break
             step = torch.where(worse.unsqueeze(-1), step / 2, step)
@@ -323,6 +321,11 @@ def ewc_optimum(
 
 
 # --- Helpers ----------------------------------------------------------------------------------
+
+
+def _log_p(logits: Tensor, y: Tensor) -> Tensor:
+    """Return y z − log(1 + eᶻ) = log σ(±z), + for y = 1, without cancellation."""
+    return functional.logsigmoid((2 * y - 1) * logits)
 
 
 def _quadratic(matrix: Tensor, vector: Tensor) -> Tensor:
