@@ -116,6 +116,6 @@ def assert_fisher_close(actual, expected, rtol=None):
     for name, value in expected.items():
         bound = rtol or (1e-10 if actual[name].dtype == torch.float64 else 1e-5)
         error = (actual[name].double() - value).abs().max().item()
-        # A gradient that is zero by symmetry leaves only the rounding of the others.
-        scale = max(value.max().item(), 1e-8 * largest)
+        # Where a tensor's gradients cancel, what is left carries the rounding errors of the others.
+        scale = max(value.max().item(), 1e-4 * largest)
         assert error <= bound * scale, f"{name}: error {error / scale:.1e} of the largest entry"

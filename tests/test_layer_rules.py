@@ -118,9 +118,10 @@ def convolutions(draw, dims, channels, size):
         padding_mode=mode,
     )
     batch_norm = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)[dims - 1]
-    norm = draw(
-        st.sampled_from([None, batch_norm(out_channels), nn.GroupNorm(1, out_channels, EPS)])
-    )
+    norms = [None, batch_norm(out_channels)]
+    if out_channels > 1:  # PyTorch refuses to normalise a single value
+        norms.append(nn.GroupNorm(1, out_channels, EPS))
+    norm = draw(st.sampled_from(norms))
     return [layer, norm] if norm else [layer], out_channels
 
 

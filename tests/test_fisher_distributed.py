@@ -1,0 +1,59 @@
+"""Two processes with a share of the data each hold the Fisher information of all of it."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+from fisher_oracle import assert_fisher_close
+
+from ewc_tutorial.fisher import fisher_diagonal
+from ewc_tutorial.models import mlp
+
+pytestmark = pytest.mark.skipif(not dist.is_available(), reason="needs torch.distributed")
+
+SHARES = (slice(0, 17), slice(17, 23))
+
+
+def data():
+    g = torch.Generator().manual_seed(0)
+    return torch.randn(23, 6, generator=g), torch.randint(4, (23,), generator=g)
+
+
+def run_process(rank, folder):
+    torch.set_num_threads(1)
+    dist.init_process_group(
+        "gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=len(SHARES)
+    )
+    model, (x, y) = mlp(6, [5], 4, seed=1), data()
+    share, nothing = (x[SHARES[rank]], y[SHARES[rank]]), (x[:0], y[:0])
+    results = {
+        "exact": fisher_diagonal(model, share),
+        "empirical": fisher_diagonal(model, share, "empirical", batch_size=5),
+        "one has nothing": fisher_diagonal(model, nothing if rank else (x, y)),
+        "alone": fisher_diagonal(model, share, distributed=False),
+        "wrapped": fisher_diagonal(torch.nn.parallel.DistributedDataParallel(model), share),
+    }
+    with pytest.raises(ValueError, match="empty"):
+        fisher_diagonal(model, nothing)
+    torch.save(results, f"{folder}/{rank}.pt")
+    dist.destroy_process_group()
+
+
+def test_two_processes(tmp_path):
+    mp.start_processes(run_process, args=(tmp_path,), nprocs=len(SHARES), start_method="spawn")
+    model, (x, y) = mlp(6, [5], 4, seed=1), data()
+
+    def expected(estimator="exact", part=slice(None)):
+        fisher = fisher_diagonal(model, (x[part], y[part]), estimator)
+        return {name: value.double() for name, value in fisher.items()}
+
+    for rank, part in enumerate(SHARES):
+        results = torch.load(tmp_path / f"{rank}.pt")
+        assert_fisher_close(results["exact"], expected())
+        assert_fisher_close(results["empirical"], expected("empirical"))
+        assert_fisher_close(results["one has nothing"], expected())
+        assert_fisher_close(results["alone"], expected(part=part))
+        wrapped = {name.removeprefix("module."): v for name, v in results["wrapped"].items()}
+        assert_fisher_close(wrapped, expected())
