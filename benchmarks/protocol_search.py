@@ -142,8 +142,8 @@ def best(rows: pd.DataFrame) -> pd.DataFrame:
 def choose(table: pd.DataFrame) -> tuple[str, int, int]:
     """Return the setting to use: the cheapest in which EWC is within ENOUGH of its best.
 
-    Cheapest means fewest passes through the data, then the smallest network. Networks and budgets are the
-    same for all methods; this decides how much of EWC's best a notebook's seconds buy.
+    Cheapest means fewest passes through the data, then the smallest network. Networks and budgets
+    are the same for all methods; this decides how much of EWC's best a notebook's seconds buy.
     """
     ewc = table[table.method == "EWC"]
     ewc = ewc[ewc.average_accuracy >= ewc.average_accuracy.max() - ENOUGH]

@@ -17,6 +17,8 @@ from ewc_tutorial.plots.style import METHOD_STYLE, axes_or_new, curve_with_band
 #: Drawn behind the time in which a row's own task is trained.
 _OWN_PHASE = "0.92"
 
+_MARKERS = {"plain": "s", "L2": "^", "EWC": "o", "joint": "D"}
+
 
 def forgetting_curves(
     steps: ArrayLike,
@@ -85,12 +87,11 @@ def mean_accuracy(
         single: accuracy of a network that learns one task only, as a horizontal line.
     """
     ax = axes_or_new(ax, (6.5, 3.8))
-    markers = {"plain": "s", "L2": "^", "EWC": "o", "joint": "D"}
     n_tasks = 0
     for method, runs in means.items():
         runs = np.atleast_2d(np.asarray(runs, dtype=float))
         n_tasks = runs.shape[1]
-        style = _look(method) | {"marker": markers.get(method, "o"), "markersize": 5}
+        style = _look(method) | {"marker": _MARKERS.get(method, "v"), "markersize": 5}
         curve_with_band(ax, np.arange(1, n_tasks + 1), runs, **style)
     if single is not None:
         ax.axhline(single, color="0.3", lw=1, label="one task alone")
@@ -104,7 +105,40 @@ def mean_accuracy(
     return ax
 
 
-def accuracy_matrix(R: ArrayLike, tasks: Sequence[str], ax: Axes | None = None) -> Axes:
+def accuracy_per_task(
+    accuracies: Mapping[str, ArrayLike], learned: int, ax: Axes | None = None
+) -> Axes:
+    """Draw the accuracy on each of the first ``learned`` tasks at that moment.
+
+    Args:
+        accuracies: per method ``(runs, T)``, one row of each run's accuracy matrix.
+        learned: number of tasks learned so far; the others are not drawn.
+        ax: where to draw.
+    """
+    ax = axes_or_new(ax, (6.0, 3.2))
+    n_tasks = 0
+    for method, runs in accuracies.items():
+        runs = np.atleast_2d(np.asarray(runs, dtype=float))
+        n_tasks = runs.shape[1]
+        style = _look(method) | {"marker": _MARKERS.get(method, "v"), "markersize": 5}
+        curve_with_band(ax, np.arange(1, learned + 1), runs[:, :learned], **style)
+    ax.set(
+        xlabel="task, in the order of learning",
+        ylabel="test accuracy",
+        title=f"after {learned} task{'s' if learned > 1 else ''}",
+        ylim=(0, 1.3),
+        yticks=np.linspace(0, 1, 6),
+        xlim=(0.5, n_tasks + 0.5),
+        xticks=range(1, n_tasks + 1),
+    )
+    # Above 1 there is no data.
+    ax.legend(loc="upper center", ncols=len(accuracies), fontsize="small")
+    return ax
+
+
+def accuracy_matrix(
+    R: ArrayLike, tasks: Sequence[str], ax: Axes | None = None, colorbar: bool = True
+) -> Axes:
     """Draw the accuracy matrix ``(T, T)`` with its numbers; the diagonal is framed."""
     R = np.asarray(R, dtype=float)
     ax = axes_or_new(ax, (0.8 * len(R) + 2.2, 0.6 * len(R) + 1.4))
@@ -116,6 +150,7 @@ def accuracy_matrix(R: ArrayLike, tasks: Sequence[str], ax: Axes | None = None) 
         annot=len(R) <= 5,
         fmt=".2f",
         cmap=light_to_dark,
+        cbar=colorbar,
         cbar_kws={"label": "test accuracy"},
         xticklabels=tasks,
         yticklabels=tasks,
@@ -184,6 +219,7 @@ def lam_ladder(
                 xytext=(3, 4),
                 xycoords=("data", "axes fraction"),
                 textcoords="offset points",
+                rotation=90,
                 fontsize="small",
                 color="0.3",
             )
@@ -192,4 +228,5 @@ def lam_ladder(
 
 
 def _look(method: str) -> dict[str, Any]:
-    return METHOD_STYLE.get(method, {"label": method})
+    other = {"color": "C4", "linestyle": (0, (5, 1, 1, 1, 1, 1)), "label": method}
+    return METHOD_STYLE.get(method, other)
