@@ -16,6 +16,7 @@ from ewc_tutorial.plots.bayes import (
 )
 from ewc_tutorial.plots.curves import (
     accuracy_matrix,
+    accuracy_per_task,
     forgetting_curves,
     lam_ladder,
     mean_accuracy,
@@ -61,6 +62,7 @@ __all__ = [
     "METHOD_STYLE",
     "accuracy_by_lambda",
     "accuracy_matrix",
+    "accuracy_per_task",
     "axes_or_new",
     "batch_trap",
     "best_lambdas",
