@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 
 import torch
 from torch import nn
@@ -19,11 +19,13 @@ def undisturbed(model: nn.Module) -> Iterator[None]:
         for name, buffer in module._buffers.items()
     ]
     devices = {t.device for t in model.parameters() if t.device.type == "cuda"}
-    with (
-        torch.inference_mode(False),
-        torch.enable_grad(),
-        torch.random.fork_rng(devices=[device.index for device in devices]),
-    ):
+    with ExitStack() as stack:
+        stack.enter_context(torch.inference_mode(False))
+        stack.enter_context(torch.enable_grad())
+        stack.enter_context(torch.random.fork_rng(devices=[device.index for device in devices]))
+        if devices and any(isinstance(module, nn.RNNBase) for module in model.modules()):
+            # cuDNN's recurrent layers have no backward pass in evaluation mode.
+            stack.enter_context(torch.backends.cudnn.flags(enabled=False))
         try:
             model.eval()
             yield

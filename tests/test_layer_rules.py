@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from types import MethodType
 
 import pytest
@@ -463,6 +464,16 @@ def test_sequences_first_that_are_as_long_as_probe_or_batch(length):
     torch.manual_seed(0)
     rules = check(SequenceFirst(), torch.randn(10, length, 5), closed=False)
     assert rules["inner.weight"] == "torch.func over samples"
+
+
+@pytest.mark.parametrize("kind", [nn.LSTM, nn.GRU])
+def test_recurrent_layers_can_be_copied_afterwards(kind):
+    model = Recurrent(kind)
+    check(model, torch.randn(4, 6, 5), closed=False)
+    copy.deepcopy(model)
+    assert all(
+        a is b for a, b in zip(model.inner._flat_weights, model.inner.parameters(), strict=True)
+    )
 
 
 def test_modules_that_occur_twice_survive_torch_func():
