@@ -136,8 +136,6 @@ def _replaced(model: nn.Module, tensors: Squares) -> Iterator[None]:
     new = {parameter: tensors[name] for name, parameter in model.named_parameters()}
     places = [(module, name) for module in model.modules() for name in module._parameters]
     old = [module._parameters[name] for module, name in places]
-    # Recurrent layers keep a second list of their weights, which their forward pass renews.
-    lists = [(m, m._flat_weights) for m in model.modules() if isinstance(m, nn.RNNBase)]
     try:
         for (module, name), parameter in zip(places, old, strict=True):
             if parameter is not None:
@@ -146,8 +144,6 @@ def _replaced(model: nn.Module, tensors: Squares) -> Iterator[None]:
     finally:
         for (module, name), parameter in zip(places, old, strict=True):
             module._parameters[name] = parameter
-        for module, weights in lists:
-            module._flat_weights = weights
 
 
 def _zeros(parameters: Squares) -> Squares:
