@@ -8,7 +8,7 @@ NOTEBOOKS := notebooks
 NBVAL := --nbval-lax --nbval-current-env --nbval-cell-timeout=300
 
 .DEFAULT_GOAL := help
-.PHONY: help lab test check notebooks bench-fisher bench-step clean
+.PHONY: help lab app lab-html test check notebooks bench-fisher bench-step bench-sweep clean
 
 help:  ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -24,6 +24,12 @@ check: $(VENV)/.tested  ## Lint and unit tests alone
 	$(BIN)/ruff format --check .
 	$(BIN)/python -m pytest tests --ignore=tests/notebooks --ignore=tests/browser
 
+app: $(VENV)/.installed  ## Show the λ lab alone as a web page, for a classroom screen
+	$(BIN)/voila $(NOTEBOOKS)/app/lambda_lab.ipynb $(APP_OPTIONS)
+
+lab-html: $(VENV)/.installed  ## Write build/lambda_lab.html, a λ slider that needs no kernel and no network
+	$(BIN)/python -m ewc_tutorial.lab_page build/lambda_lab.html
+
 notebooks: $(VENV)/.tested  ## Execute the notebooks in place (ONLY="02 03" for some) and refresh their times
 	$(BIN)/python -m ewc_tutorial.course $(ONLY)
 
@@ -32,6 +38,9 @@ bench-fisher: $(VENV)/.tested  ## Measure the Fisher engine beside the alternati
 
 bench-step: $(VENV)/.tested  ## Measure a training step with EWC beside a plain one
 	$(BIN)/python benchmarks/bench_step.py
+
+bench-sweep: $(VENV)/.tested  ## Measure a sweep over λ beside a single run
+	$(BIN)/python benchmarks/bench_sweep.py
 
 clean:  ## Remove the environment and everything that can be made again
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache .hypothesis tests/artifacts
@@ -45,5 +54,5 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 	touch $@
 
 $(VENV)/.tested: $(VENV)/.installed
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[test]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[test,cluster]'
 	touch $@
