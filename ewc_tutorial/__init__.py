@@ -1,12 +1,13 @@
 """EWC Tutorial: why neural networks forget, and how Elastic Weight Consolidation prevents it.
 
-    from ewc_tutorial import EWC
+from ewc_tutorial import EWC
 
-    ewc = EWC(model, lam=100)          # before the first task
-    ewc.consolidate(old_data)          # after each task
-    ewc.proximal_step_(lr)             # while training the next, after optimizer.step()
+ewc = EWC(model, lam=100)          # before the first task
+ewc.consolidate(old_data)          # after each task
+ewc.proximal_step_(lr)             # while training the next, after optimizer.step()
 """
 
+from ewc_tutorial.diagnose import diagnose
 from ewc_tutorial.ewc import EWC, L2
 from ewc_tutorial.exercises import check, reveal
 from ewc_tutorial.fisher import fisher_diagonal
@@ -21,6 +22,7 @@ __all__ = [
     "History",
     "Task",
     "check",
+    "diagnose",
     "fisher_diagonal",
     "learn",
     "mlp",
