@@ -1,10 +1,10 @@
 """EWC Tutorial: why neural networks forget, and how Elastic Weight Consolidation prevents it.
 
-from ewc_tutorial import EWC
+    from ewc_tutorial import EWC
 
-ewc = EWC(model, lam=100)          # before the first task
-ewc.consolidate(old_data)          # after each task
-ewc.proximal_step_(lr)             # while training the next, after optimizer.step()
+    ewc = EWC(model, lam=100)          # before the first task
+    ewc.consolidate(old_data)          # after each task
+    ewc.proximal_step_(lr)             # while training the next, after optimizer.step()
 """
 
 from ewc_tutorial.diagnose import diagnose

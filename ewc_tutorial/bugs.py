@@ -11,6 +11,8 @@ tensor per parameter name.
 
 from __future__ import annotations
 
+import html
+import inspect
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -34,7 +36,6 @@ class Bug:
         right: the function that does the same without it.
         symptom: what one sees.
         fix: what to do.
-        any_lam: whether another λ makes up for it.
     """
 
     name: str
@@ -43,7 +44,22 @@ class Bug:
     right: Callable[..., Any]
     symptom: str
     fix: str
-    any_lam: bool
+
+
+def open_case(name: str) -> Any:
+    """Show what a mistake is, folded: its name, its source and what to do instead.
+
+    Raises:
+        KeyError: the gallery has no mistake of that name.
+    """
+    from IPython.display import HTML
+
+    bug = BUGS[name]
+    source = inspect.getsource(bug.wrong)
+    return HTML(
+        f"<details><summary>Open the case</summary><p><b>{html.escape(bug.name)}</b></p>"
+        f"<pre>{html.escape(source)}</pre><p>Instead: {html.escape(bug.fix)}.</p></details>"
+    )
 
 
 # --- Wrong F ----------------------------------------------------------------------------------
@@ -295,7 +311,6 @@ BUGS: dict[str, Bug] = {
             mean_of_squares,
             "F is too small by about the batch size, and changes with it",
             "square the gradient of each sample, then average",
-            True,
         ),
         Bug(
             "batch-size weighting",
@@ -304,7 +319,6 @@ BUGS: dict[str, Bug] = {
             mean_of_squares,
             "F is too small by about the batch size, though the sizes seem to be accounted for",
             "square the gradient of each sample: a weight does not undo the averaging",
-            True,
         ),
         Bug(
             "squared sum",
@@ -313,7 +327,6 @@ BUGS: dict[str, Bug] = {
             mean_of_squares,
             "F is almost zero after good training and enormous before it",
             "square the gradient of each sample before adding",
-            False,
         ),
         Bug(
             "argmax labels",
@@ -322,7 +335,6 @@ BUGS: dict[str, Bug] = {
             mean_of_squares,
             "F does not change when the labels are shuffled, and fades as training goes on",
             "take all classes (exact), a drawn label (sampled), or the data's (empirical)",
-            True,
         ),
         Bug(
             "divided by the batches",
@@ -331,7 +343,6 @@ BUGS: dict[str, Bug] = {
             mean_of_squares,
             "F doubles with the batch size, and training diverges",
             "divide by the number of squares that were added",
-            True,
         ),
         Bug(
             "divided by the last index",
@@ -340,16 +351,14 @@ BUGS: dict[str, Bug] = {
             mean_of_squares,
             "F is too large by one part in N, and a division by zero for a single sample",
             "count the samples, not the index",
-            True,
         ),
         Bug(
             "F of the new task",
             "F",
             new_task,
             old_task,
-            "the old task is forgotten at every λ at which the new one is learned",
+            "to keep the old task costs far more of the new one than it should, at every λ",
             "measure at the end of a task, on its own data",
-            False,
         ),
         Bug(
             "train mode",
@@ -358,7 +367,6 @@ BUGS: dict[str, Bug] = {
             mean_of_squares,
             "F is too large, and another one each time",
             "call model.eval() before measuring, and restore the mode after it",
-            True,
         ),
         Bug(
             "live reference",
@@ -367,7 +375,6 @@ BUGS: dict[str, Bug] = {
             copied_anchor,
             "the penalty is exactly zero, always",
             "store p.detach().clone()",
-            False,
         ),
         Bug(
             "anchor rebuilt every epoch",
@@ -376,7 +383,6 @@ BUGS: dict[str, Bug] = {
             Springs,
             "the penalty falls to zero at the start of each epoch",
             "make the anchor once, when the old task is finished",
-            False,
         ),
         Bug(
             "head of another shape",
@@ -385,7 +391,6 @@ BUGS: dict[str, Bug] = {
             grown_head_exact,
             "the penalty is not zero before the first step",
             "hold the rows that the old head had, or leave the head out",
-            False,
         ),
         Bug(
             "names that never match",
@@ -394,7 +399,6 @@ BUGS: dict[str, Bug] = {
             same_names,
             "the penalty is exactly zero, always",
             "compare the names once, and raise an error if one is missing",
-            False,
         ),
         Bug(
             "penalty per micro-batch",
@@ -403,7 +407,6 @@ BUGS: dict[str, Bug] = {
             once_per_step,
             "the result changes with the number of micro-batches",
             "add the penalty once per optimizer step",
-            True,
         ),
         Bug(
             "missing ½",
@@ -412,7 +415,6 @@ BUGS: dict[str, Bug] = {
             with_half,
             "the gradient is twice λF(θ − θ*)",
             "write λ/2, or say that your λ is half of everybody else's",
-            True,
         ),
         Bug(
             "λ of another convention",
@@ -421,7 +423,6 @@ BUGS: dict[str, Bug] = {
             converted_lam,
             "training diverges, or nothing is protected",
             "convert λ (notebook 03), or tune it anew",
-            True,
         ),
     )
 }

@@ -1,7 +1,7 @@
 """Looks for the mistakes of notebook 08 in a reader's own set-up, without changing anything.
 
-print(diagnose(model, ewc, old_data))
-print(diagnose(model, data=old_data, fisher=fisher, anchor=anchor, penalty=penalty, lam=100))
+For the package's own class: ``print(diagnose(model, ewc, old_data))``. For any other program:
+``diagnose(model, data=old_data, fisher=fisher, anchor=anchor, penalty=penalty, lam=100)``.
 """
 
 from __future__ import annotations

@@ -300,3 +300,30 @@ def descend_with_ewc(
         theta = theta - lr * gradient(theta)
         theta = (theta + x * anchor) / (1 + x)
     return theta
+
+
+# --- 08 Bugs in the wild --------------------------------------------------------------------
+
+
+def accumulated_gradient(
+    task_gradients: list[Tensor], theta: Tensor, anchor: Tensor, fisher: Tensor, lam: float
+) -> Tensor:
+    """Return the gradient ``(P,)`` of one optimizer step that is spread over k micro-batches.
+
+    ``task_gradients`` are the k gradients of the micro-batches' mean losses, all of equal size.
+    """
+    total = torch.zeros_like(theta)
+    for g in task_gradients:
+        total = total + g / len(task_gradients)
+    return total + lam * fisher * (theta - anchor)
+
+
+def grown_head_penalty(weight: Tensor, anchor: Tensor, fisher: Tensor, lam: float) -> Tensor:
+    """Return the penalty on a head ``(new classes, features)`` whose first rows are the old ones.
+
+    ``anchor`` and ``fisher`` are ``(old classes, features)``; the further rows are free.
+    """
+    total = 0.0
+    for row in range(len(anchor)):
+        total = total + (fisher[row] * (weight[row] - anchor[row]) ** 2).sum()
+    return lam / 2 * total

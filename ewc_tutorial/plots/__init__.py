@@ -14,6 +14,7 @@ from ewc_tutorial.plots.bayes import (
     step_against_kl,
     task_and_plane,
 )
+from ewc_tutorial.plots.bugs import old_against_new, penalty_traces, program_chart
 from ewc_tutorial.plots.curves import (
     accuracy_matrix,
     accuracy_per_task,
@@ -103,12 +104,15 @@ __all__ = [
     "matrices",
     "mean_accuracy",
     "memory_panels",
+    "old_against_new",
     "orders",
     "overlap_by_layer",
     "penalised_bowl",
+    "penalty_traces",
     "pixel_map",
     "posterior_panels",
     "power_of_ten",
+    "program_chart",
     "published_lambdas",
     "pull_share",
     "rotation",
