@@ -16,7 +16,7 @@ branch of a model, each batch is also checked for uses of a parameter that the p
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 
 import torch
@@ -88,12 +88,14 @@ class Engine:
         outputs, calls = self._forward(x)
         self._interacting = not matches.outputs(outputs, alone)
         self._closed = {}
-        held = 4 * sum(call.a.numel() for call in calls)
+        recorded = [call.a for call in calls]
+        unfolded: list[Tensor] = []
         for uses in () if self._interacting else self._candidates(outputs, calls, len(x)):
             uses = {name: seen for name, seen in uses.items() if name not in self._closed}
             actual = self._tried(outputs, uses, [seed])
             self._closed |= {name: _kinds(uses[name]) for name in matches.names(actual)}
-            held += _unfolded(uses)
+            parts = [use.part for seen in uses.values() for use in seen]
+            unfolded += [part.right for part in parts if isinstance(part, Product)]
 
         rest = [name for name in self.parameters if name not in self._closed]
         self._by_loop = set(rest)
@@ -103,6 +105,8 @@ class Engine:
                 actual = squares_by_vmap(self.model, rest, x, [seed], len(x))
                 self._by_loop -= set(matches.names(actual))
         self._probed = len(x)
+        # For each recorded input about three more tensors: output, activation, gradient.
+        held = 3 * _elements(recorded) + _elements(recorded + unfolded)
         self._set_sizes(held // len(x), rest)
 
     def squares(self, x: Tensor, make_seeds: Callable[[Tensor], Seeds]) -> Squares:
@@ -180,7 +184,7 @@ class Engine:
 
     def _set_sizes(self, held: int, rest: list[str]) -> None:
         """Choose how many samples are taken at a time, by the elements that one sample holds."""
-        budget = 2**23 if self.device.type == "cpu" else 2**28
+        budget = 2**24 if self.device.type == "cpu" else 2**28
         self.batch_size = max(1, min(1024, budget // max(1, held)))
         weights = sum(self.parameters[name].numel() for name in rest)
         self._chunk = max(1, budget // max(1, 4 * held + 2 * weights))
@@ -228,10 +232,9 @@ def _description(uses: list[Use]) -> str:
     return f"closed form: {', '.join(sorted(_kinds(uses)))}"
 
 
-def _unfolded(uses: dict[str, list[Use]]) -> int:
-    """Return the elements of what the parts hold beside the recorded inputs."""
-    parts = [use.part for seen in uses.values() for use in seen]
-    return sum(part.right.numel() for part in parts if isinstance(part, Product))
+def _elements(tensors: Iterable[Tensor]) -> int:
+    """Return how many elements tensors hold together, counting views of one tensor once."""
+    return sum({t.data_ptr(): t.numel() for t in tensors}.values())
 
 
 def _resolution(outputs: Tensor) -> float:

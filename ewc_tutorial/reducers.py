@@ -82,8 +82,8 @@ class SquaredProducts(Reducer):
     def add(self, gradients: list[Tensor]) -> None:
         left = _joined([p.left(g) for p, g in zip(self._parts, gradients, strict=True)])
         for start in range(0, len(left), self._chunk):
-            part = slice(start, start + self._chunk)
-            self._sum = self._sum + (left[part] @ self._right[part].mT).square_().sum(0)
+            rows = slice(start, start + self._chunk)
+            self._sum = self._sum + (left[rows] @ self._right[rows].mT).square_().sum(0)
 
     def result(self) -> Tensor:
         return self._sum
