@@ -161,6 +161,30 @@ class EWC(nn.Module):
         self._constant, self._total_weight, self._pull = constant, total_weight, None
         self.n_tasks += 1
 
+    @torch.no_grad()
+    def grow_(self) -> None:
+        """Follow protected parameters that have got further rows at their end, as a head for more
+        classes does: S and μ get zeros for the new rows, which no earlier task has used.
+
+        Raises:
+            RuntimeError: a parameter is gone or has changed in another way than by further rows.
+        """
+        parameters = dict(self._model.named_parameters())
+        grown = {}
+        for name in self.names:
+            if name not in parameters:
+                continue  # _protected() says so below
+            new, old = parameters[name].shape, self.anchor[name].shape
+            if new != old and new and new[0] > old[0] and new[1:] == old[1:]:
+                grown[name] = new[0] - old[0]
+        for name, extra in grown.items():
+            for kind in ("importance", "anchor"):
+                values = self.get_buffer(_key(kind, name))
+                rows = values.new_zeros(extra, *values.shape[1:])
+                self.register_buffer(_key(kind, name), torch.cat([values, rows]))
+        self._protected()
+        self._pull = None
+
     def penalty(self) -> Tensor:
         """Return λ/2 Σ_t Σ_i F_t,i (θ_i − θ*_t,i)² as a differentiable scalar.
 
@@ -278,7 +302,8 @@ class EWC(nn.Module):
             if buffer is not None and buffer.shape != parameters[name].shape:
                 raise RuntimeError(
                     f"Parameter {name!r} has shape {tuple(parameters[name].shape)}, but was "
-                    f"{tuple(buffer.shape)}: make a new EWC, or leave it out with exclude."
+                    f"{tuple(buffer.shape)}: call grow_() if it has got further rows, else make a "
+                    "new EWC, or leave it out with exclude."
                 )
             protected[name] = parameters[name]
         if (

@@ -302,6 +302,48 @@ def descend_with_ewc(
     return theta
 
 
+# --- 07 Three scenarios ---------------------------------------------------------------------
+
+
+def masked_log_probs(logits: Tensor, active: Tensor) -> Tensor:
+    """Return log p(class | x, the class is active), ``(N, number of active classes)``.
+
+    ``logits`` are ``(N, C)``; ``active`` is boolean ``(C,)``. p is the softmax of the active
+    logits alone.
+    """
+    rows = []
+    for scores in logits:
+        kept = scores[active]
+        rows.append(kept - torch.logsumexp(kept, dim=0))
+    return torch.stack(rows)
+
+
+def three_accuracies(logits: Tensor, y: Tensor, per_task: int) -> tuple[float, float, float]:
+    """Return the accuracies of one network's logits ``(N, C)`` under three questions.
+
+    Task-incremental: which class of its task? Domain-incremental: which place within its task,
+    whatever the task? Class-incremental: which class of all? Task t has the classes
+    t·per_task … (t + 1)·per_task − 1; its places are counted from 0.
+    """
+    task_right = domain_right = class_right = 0
+    for scores, label in zip(logits, y, strict=True):
+        first = label // per_task * per_task
+        own = scores[first : first + per_task]
+        task_right += own.argmax() == label - first
+        domain_right += scores.argmax() % per_task == label % per_task
+        class_right += scores.argmax() == label
+    return task_right.item() / len(y), domain_right.item() / len(y), class_right.item() / len(y)
+
+
+def grow_head(weight: Tensor, fisher: Tensor, fresh: Tensor) -> tuple[Tensor, Tensor]:
+    """Return a head's weight and its Fisher information after new classes have come.
+
+    ``weight`` and ``fisher`` are ``(C, D)``, ``fresh`` ``(K, D)`` holds the initial rows of the K
+    new classes. The old rows stay what they are; the new ones have no spring.
+    """
+    return torch.cat([weight, fresh]), torch.cat([fisher, torch.zeros_like(fresh)])
+
+
 # --- 08 Bugs in the wild --------------------------------------------------------------------
 
 

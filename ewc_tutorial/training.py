@@ -90,11 +90,12 @@ def train(
     optimizer: OptimizerFactory = torch.optim.SGD,
     ewc: EWC | None = None,
     update: str = "proximal",
+    loss: Callable[[Tensor, Tensor], Tensor] = functional.cross_entropy,
     generator: torch.Generator | int | None = None,
     on_step: Callable[[int], None] | None = None,
     progress: bool = False,
 ) -> Tensor:
-    """Train ``model`` on one task with cross-entropy, in place.
+    """Train ``model`` on one task, in place.
 
     Args:
         model: maps inputs to logits ``(N, C)``; its training mode is restored afterwards.
@@ -107,6 +108,7 @@ def train(
         optimizer: called as ``optimizer(parameters, lr=lr)``.
         ewc: the penalty on leaving earlier tasks; ``None`` for plain fine-tuning.
         update: ``"proximal"``, ``"gradient"`` or ``"loss"``: the three ways of :class:`EWC`.
+        loss: the mean loss of a batch from its logits and labels.
         generator: draws the order of the batches; a number seeds a new one, ``None`` means 0.
         on_step: called with the number of steps taken after each.
         progress: show a progress bar.
@@ -133,18 +135,18 @@ def train(
         stream = batches(len(x), batch_size, generator)
         for step in trange(steps, disable=not progress, leave=False):
             rows = next(stream).to(device)
-            loss = functional.cross_entropy(model(x[rows]), y[rows])
+            value = loss(model(x[rows]), y[rows])
             optim.zero_grad()
             if ewc is None or update != "loss":
-                loss.backward()
+                value.backward()
             else:
-                (loss + ewc.penalty()).backward()
+                (value + ewc.penalty()).backward()
             if ewc is not None and update == "gradient":
                 ewc.add_gradient_()
             optim.step()
             if ewc is not None and update == "proximal":
                 ewc.proximal_step_(lr)
-            losses[step] = loss.detach()
+            losses[step] = value.detach()
             if on_step is not None:
                 on_step(step + 1)
     finally:
@@ -218,7 +220,7 @@ def learn(
     for index, task in enumerate(tasks):
         budget = count_steps(len(task.train), batch_size, epochs, steps)
         due = set(evaluation_steps(budget, evaluations))
-        watch = _StopWatch()
+        watch = StopWatch()
 
         def evaluate(step: int, done=done, due=due, watch=watch) -> None:
             if step in due:
@@ -240,7 +242,7 @@ def learn(
             progress=progress,
         )
         train_seconds.append(watch.seconds())
-        watch = _StopWatch()
+        watch = StopWatch()
         if ewc is not None:
             ewc.consolidate(task, estimator, n_samples=n_samples, generator=labels)
         consolidate_seconds.append(watch.seconds())
@@ -306,7 +308,7 @@ def count_steps(n: int, batch_size: int, epochs: int | None, steps: int | None) 
     return steps if steps is not None else epochs * max(1, n // batch_size)
 
 
-class _StopWatch:
+class StopWatch:
     """Counts wall-clock seconds, less those spent paused."""
 
     def __init__(self) -> None:
@@ -315,7 +317,7 @@ class _StopWatch:
     def seconds(self) -> float:
         return time.perf_counter() - self._start
 
-    def paused(self) -> _StopWatch:
+    def paused(self) -> StopWatch:
         return self
 
     def __enter__(self) -> None:

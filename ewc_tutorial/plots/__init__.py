@@ -58,6 +58,7 @@ from ewc_tutorial.plots.penalty import (
     trade_off,
     two_bowls,
 )
+from ewc_tutorial.plots.scenarios import answered_tasks, logit_paths, recovery, scenario_dots
 from ewc_tutorial.plots.start import image_row, learning_in_sequence
 from ewc_tutorial.plots.style import (
     ESTIMATOR_STYLE,
@@ -74,6 +75,7 @@ __all__ = [
     "accuracy_by_lambda",
     "accuracy_matrix",
     "accuracy_per_task",
+    "answered_tasks",
     "axes_or_new",
     "batch_trap",
     "best_lambda_chart",
@@ -100,6 +102,7 @@ __all__ = [
     "lambda_text",
     "laplace_panel",
     "learning_in_sequence",
+    "logit_paths",
     "marks",
     "matrices",
     "mean_accuracy",
@@ -115,8 +118,10 @@ __all__ = [
     "program_chart",
     "published_lambdas",
     "pull_share",
+    "recovery",
     "rotation",
     "sampling_error",
+    "scenario_dots",
     "set_style",
     "spring_steps",
     "stability",
