@@ -1,5 +1,7 @@
 """EWC Tutorial: why neural networks forget, and how Elastic Weight Consolidation prevents it.
 
+On a model of your own::
+
     from ewc_tutorial import EWC
 
     ewc = EWC(model, lam=100)          # before the first task
