@@ -115,12 +115,20 @@ class LambdaExplorer(widgets.VBox):
         )
         self._links = widgets.HTML()
         self._export.on_click(lambda _: self._offer())
-        self.children = [self._view, widgets.HBox([self._export, self._links])]
+        # Not as the chart's own style sheet: that goes when the first of two charts is closed.
+        from ewc_tutorial.lab_chart import CSS  # Altair takes a second to import
+
+        style = widgets.HTML(f"<style>{CSS}</style>", layout=widgets.Layout(height="0", margin="0"))
+        self.children = [style, self._view, widgets.HBox([self._export, self._links])]
         self._draw(result, ghost, predict)
 
     def show(self, result: SweepResult, *, predict: bool = False) -> None:
         """Show another sweep; the one shown until now becomes the ghost."""
         self._draw(result, self.result, predict)
+
+    def __repr__(self) -> str:
+        lambdas, seeds, tasks = self.result.curves.shape[:3]
+        return f"{type(self).__name__}({lambdas} λ, {seeds} seeds, {tasks} tasks)"
 
     @property
     def lam(self) -> float:
@@ -154,7 +162,7 @@ class LambdaExplorer(widgets.VBox):
         return paths
 
     def _draw(self, result: SweepResult, ghost: SweepResult | None, predict: bool) -> None:
-        from ewc_tutorial.lab_chart import LabChart, chart  # Altair takes a second to import
+        from ewc_tutorial.lab_chart import LabChart, chart
 
         self.result, self.ghost = result, ghost
         self._chart = LabChart(chart(result, ghost, predict=predict))
@@ -188,7 +196,7 @@ class LambdaLab(LambdaExplorer):
         self.error: Exception | None = None
         self._thread: threading.Thread | None = None
         self._stop_asked = threading.Event()
-        super().__init__(self._sweep(progress=True), predict=self.controls["predict"].value)
+        super().__init__(self._sweep(), predict=self.controls["predict"].value)
         self._train = widgets.Button(
             description="Train", button_style="primary", icon="play",
             tooltip="Train one network for every λ and seed with these settings",
@@ -324,14 +332,16 @@ def _controls(options: dict[str, Any]) -> dict[str, Any]:
     """Return the lab's controls by name, with the reader's values in place of the defaults."""
 
     def dropdown(label: str, choices: Sequence[Any], value: Any) -> widgets.Dropdown:
-        return widgets.Dropdown(description=label, options=choices, value=value, layout=size)
+        return widgets.Dropdown(
+            description=label, options=choices, value=value, layout=size, style=style
+        )
 
     def whole(label: str, low: int, high: int, value: int) -> widgets.BoundedIntText:
         return widgets.BoundedIntText(
-            description=label, min=low, max=high, value=value, layout=size
+            description=label, min=low, max=high, value=value, layout=size, style=style
         )
 
-    size = widgets.Layout(width="210px")
+    size, style = widgets.Layout(width="215px"), {"description_width": "100px"}
     controls = {
         "tasks": dropdown("tasks", list(_TASKS), "permuted"),
         "n_tasks": whole("how many", 2, 10, 2),
@@ -340,9 +350,9 @@ def _controls(options: dict[str, Any]) -> dict[str, Any]:
         "estimator": dropdown("F from", list(ESTIMATORS), "exact"),
         "rule": dropdown("rule", list(RULES), "separate"),
         "gamma": widgets.BoundedFloatText(
-            description="γ (online)", min=0, max=1, step=0.1, value=1.0, layout=size
+            description="γ (online)", min=0, max=1, step=0.1, value=1.0, layout=size, style=style
         ),
-        "lr": dropdown("learning rate", [0.01, 0.03, 0.1, 0.3, 1.0], 0.3),
+        "lr": dropdown("learning rate η", [0.01, 0.03, 0.1, 0.3, 1.0], 0.3),
         "epochs": whole("epochs", 1, 50, 5),
         "seeds": whole("seeds", 1, 10, 5),
         "predict": widgets.Checkbox(

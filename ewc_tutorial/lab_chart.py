@@ -527,12 +527,12 @@ EMBED_OPTIONS = {"renderer": "canvas", "actions": False}
 class LabChart(alt.JupyterChart):
     """The chart as a widget that carries its own JavaScript and needs no network."""
 
-    _css = CSS
-
     def __init__(self, picture: alt.TopLevelSpec, **options: Any) -> None:
         type(self).enable_offline()
-        # Tells the kernel where the slider is once it rests: an earlier word from a busy kernel
-        # would push the slider back while it is still moving.
+        # The kernel is told where the slider is once it rests, and of nothing else: JupyterChart
+        # writes what it last knew of every control back into all of them, and would undo a quick
+        # reader's next key press.
         super().__init__(
             picture, debounce_wait=250, max_wait=False, embed_options=EMBED_OPTIONS, **options
         )
+        self._params = {"k": self.params.k}

@@ -8,6 +8,7 @@ Fisher diagonal is a dict with one tensor per parameter name.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import torch
@@ -300,6 +301,36 @@ def descend_with_ewc(
         theta = theta - lr * gradient(theta)
         theta = (theta + x * anchor) / (1 + x)
     return theta
+
+
+# --- 05 The λ lab ---------------------------------------------------------------------------
+
+
+def smallest_good_lambda(lambdas: Tensor, accuracies: Tensor) -> float:
+    """Return the smallest λ whose mean accuracy is within one standard error of the best mean.
+
+    ``lambdas`` are ``(L,)``, ``accuracies`` ``(L, S)`` for S seeds; the standard error is that of
+    the best λ.
+    """
+    means = accuracies.mean(dim=1)
+    best = means.argmax()
+    error = accuracies[best].std(correction=1) / accuracies.shape[1] ** 0.5
+    good = [lam for lam, mean in zip(lambdas, means, strict=True) if mean >= means[best] - error]
+    return float(min(good))
+
+
+def interpolate_in_log_lambda(lambdas: Tensor, values: Tensor, lam: float) -> Tensor:
+    """Return the value at λ on a straight line in log λ between its two neighbours on the grid.
+
+    ``lambdas`` ``(L,)`` ascend and ``values`` ``(L,)`` belong to them. Where the left neighbour is
+    0, which has no logarithm, the line is straight in λ.
+    """
+    for i in range(len(lambdas) - 1):
+        low, high = float(lambdas[i]), float(lambdas[i + 1])
+        if low <= lam <= high:
+            t = math.log(lam / low) / math.log(high / low) if low > 0 else lam / high
+            return (1 - t) * values[i] + t * values[i + 1]
+    raise ValueError(f"lam must be between {lambdas[0]} and {lambdas[-1]}, not {lam}.")
 
 
 # --- 07 Three scenarios ---------------------------------------------------------------------

@@ -52,6 +52,7 @@ def lambda_curves(
     best: bool = False,
     ylabel: str = "final test accuracy",
     ylim: tuple[float, float] | None = (0, 1.02),
+    title: str = "",
 ) -> Axes:
     """Draw quantities against λ, with λ = 0 at the left end of the logarithmic axis.
 
@@ -64,6 +65,7 @@ def lambda_curves(
         at: a λ to mark with a vertical line.
         best: mark the best mean of each line with a star.
         ylabel, ylim: of the vertical axis; None for limits that fit.
+        title: above the axes.
     """
     ax = axes_or_new(ax, (6.5, 3.8))
     lambdas = np.asarray(lambdas, dtype=float)
@@ -87,7 +89,7 @@ def lambda_curves(
     if at is not None:
         ax.axvline(np.interp(at, lambdas, x), color="0.5", lw=1)
     _lambda_ticks(ax, lambdas, x)
-    ax.set(xlabel="λ", ylabel=ylabel)
+    ax.set(xlabel="λ", ylabel=ylabel, title=title)
     if ylim is not None:
         ax.set_ylim(*ylim)
     ax.legend(fontsize="small")
@@ -100,6 +102,7 @@ def frontier(
     ax: Axes | None = None,
     *,
     at: float | None = None,
+    ends: bool = True,
 ) -> Axes:
     """Draw what is learned of the last task against what is kept of the earlier ones, along λ.
 
@@ -108,6 +111,7 @@ def frontier(
         paths: what a path is called → accuracies ``(L, S)`` on the earlier and on the last task.
         ax: where to draw.
         at: a λ to mark with a large dot.
+        ends: write the first and the last λ at the ends of the first path.
     """
     ax = axes_or_new(ax, (5.0, 4.0))
     lambdas = np.asarray(lambdas, dtype=float)
@@ -120,12 +124,12 @@ def frontier(
             x = lambda_positions(lambdas)
             where = np.interp(at, lambdas, x)
             ax.plot(np.interp(where, x, old), np.interp(where, x, new), "o", ms=11, color="C3")
-        if index == 0:
-            for i, shift in ((0, (0, 8)), (-1, (8, 0))):
+        if index == 0 and ends:
+            for i, up in ((0, True), (-1, False)):
                 ax.annotate(
-                    f"λ = {lambda_text(lambdas[i])}", (old[i], new[i]), xytext=shift,
+                    f"λ = {lambda_text(lambdas[i])}", (old[i], new[i]), xytext=(0, 8 if up else -8),
                     textcoords="offset points", fontsize="small", color="0.3",
-                    ha="left" if shift[0] else "center", va="center" if shift[0] else "bottom",
+                    ha="center", va="bottom" if up else "top",
                 )  # fmt: skip
     ax.margins(0.15)
     ax.set(xlabel="accuracy on earlier tasks: stability", ylabel="on the last task: plasticity")
@@ -228,14 +232,19 @@ def best_lambda_chart(
     ax.set_yticks(range(len(rows)), list(rows))
     ax.grid(visible=False, axis="y")
     handles, labels = ax.get_legend_handles_labels()
-    ax.legend(handles[:3], labels[:3], fontsize="small", loc="upper left", bbox_to_anchor=(1, 1))
+    ax.legend(
+        handles[:3], labels[:3], fontsize="small", ncols=3, loc="lower center",
+        bbox_to_anchor=(0.5, 1.0),
+    )  # fmt: skip
     return ax
 
 
 def _lambda_ticks(ax: Axes, lambdas: NDArray[np.float64], x: NDArray[np.float64]) -> None:
-    """Write powers of ten on the axis, and 0 at the place of λ = 0."""
+    """Write powers of ten on the axis, as many as have room, and 0 at the place of λ = 0."""
     low, high = int(np.ceil(x[lambdas > 0].min())), int(np.floor(x.max()))
-    exponents = list(range(low, high + 1, 1 if high - low <= 9 else 2))
+    inches = ax.figure.get_figwidth() * ax.get_position().width
+    step = max(1, int(np.ceil(0.5 * (x.max() - x.min()) / inches)))
+    exponents = [e for e in range(low, high + 1) if e % step == 0]
     names = [power_of_ten(e) for e in exponents]
     if lambdas[0] == 0:
         exponents, names = [x[0], *exponents], ["0", *names]

@@ -1,0 +1,166 @@
+"""The λ lab in a real browser: in JupyterLab, as a page of Voilà, and as a file by itself."""
+
+from __future__ import annotations
+
+import statistics
+
+import pytest
+
+# Notes when each key press reached the page, when the canvas was drawn on last, and when that was
+# on the screen.
+WATCH = """() => {
+    window.presses = [];
+    let drawn = 0;
+    for (const name of ['stroke', 'fill', 'fillText', 'clearRect', 'fillRect', 'restore']) {
+        const draw = CanvasRenderingContext2D.prototype[name];
+        CanvasRenderingContext2D.prototype[name] = function (...all) {
+            drawn = performance.now();
+            return draw.apply(this, all);
+        };
+    }
+    document.addEventListener('keydown', event => {
+        const pressed = event.timeStamp;
+        const look = () => requestAnimationFrame(() => {
+            if (drawn < pressed) return look();
+            const channel = new MessageChannel();
+            channel.port1.onmessage = () =>
+                window.presses.push([drawn - pressed, performance.now() - pressed]);
+            channel.port2.postMessage(null);
+        });
+        look();
+    }, true);
+}"""
+FRAME = 16  # ms
+
+
+@pytest.fixture
+def errors(page):
+    """Return the errors that the page's scripts raise, as they come."""
+    found: list[str] = []
+
+    def note(error):
+        found.append(str(error))
+
+    page.on("pageerror", note)
+    yield found
+    page.remove_listener("pageerror", note)
+
+
+class Lab:
+    """The first λ lab on a page."""
+
+    def __init__(self, page) -> None:
+        self.page = page
+        self.slider = page.locator("input[type=range][name=k]").first
+        self.slider.wait_for()
+        self.slider.scroll_into_view_if_needed()
+
+    def picture(self) -> str:
+        """Return what the canvas shows once it rests."""
+        canvas = self.page.locator(".vega-embed canvas").first
+        canvas.wait_for()
+        shown = canvas.evaluate("canvas => canvas.toDataURL()")
+        while True:
+            self.page.wait_for_timeout(150)
+            before, shown = shown, canvas.evaluate("canvas => canvas.toDataURL()")
+            if shown == before:
+                return shown
+
+    def press(self, key: str) -> None:
+        self.slider.focus()
+        self.slider.press(key)
+
+    def check_keys(self) -> None:
+        """Move the slider with every key that it knows, and see the picture follow."""
+        last = int(self.slider.get_attribute("max"))
+        self.press("Home")
+        first = self.picture()
+        seen = {first}
+        for key, value in (("ArrowRight", 1), ("ArrowRight", 2), ("End", last), ("Home", 0)):
+            self.press(key)
+            assert self.slider.input_value() == str(value)
+            seen.add(self.picture())
+        assert len(seen) == 4
+        assert self.picture() == first
+
+    def delays(self, presses: int = 30) -> list[list[float]]:
+        """Return ms from each of some key presses to the drawn and to the shown picture."""
+        self.page.evaluate(WATCH)
+        self.slider.focus()
+        for i in range(presses):
+            self.slider.press("ArrowRight" if i // 10 % 2 == 0 else "ArrowLeft")
+            self.page.wait_for_timeout(67)  # no multiple of a frame: presses come at any phase
+        return self.page.evaluate("window.presses")
+
+
+def check_speed(lab: Lab, where: str) -> None:
+    delays = lab.delays()
+    assert len(delays) >= 20
+    drawn, shown = (statistics.median(values) for values in zip(*delays, strict=True))
+    print(f"{where}: key press to picture drawn {drawn:.1f} ms, on the screen {shown:.1f} ms")
+    assert drawn <= FRAME
+
+
+def train_and_wait(page, lab: Lab) -> None:
+    """Press Train and wait until another picture with a ghost has come."""
+    lab.press("Home")
+    before = lab.picture()
+    button = page.get_by_role("button", name="Train").first
+    button.click()
+    page.get_by_text("networks trained in").first.wait_for()
+    page.wait_for_function(
+        "before => document.querySelector('.vega-embed canvas')?.toDataURL() !== before", arg=before
+    )
+
+
+def test_the_lab_in_jupyterlab(page, open_notebook, screenshot, errors):
+    open_notebook("05_the_lambda_lab.ipynb")
+    assert page.evaluate("window.jupyterapp.commands.execute('notebook:run-all-cells')")
+    failed = ".jp-RenderedText[data-mime-type='application/vnd.jupyter.error']"
+    assert page.locator(failed).count() == 0
+    lab = Lab(page)
+    screenshot("lambda_lab_covered")
+    page.locator("input[type=checkbox][name=shown]").first.check()
+    lab.check_keys()
+    check_speed(lab, "JupyterLab")
+    screenshot("lambda_lab")
+    train_and_wait(page, lab)
+    Lab(page).press("ArrowRight")
+    screenshot("lambda_lab_trained")
+    with page.expect_download() as download:
+        page.get_by_role("button", name="Export CSV and PNG").first.click()
+        page.get_by_text("lambda_lab.csv").first.click()
+    assert download.value.suggested_filename == "lambda_lab.csv"
+    assert errors == []
+
+
+def test_the_lab_as_a_page_of_voila(page, voila, screenshot, errors):
+    page.goto(voila, wait_until="commit")
+    lab = Lab(page)
+    screenshot("lambda_lab_voila_covered")
+    page.locator("input[type=checkbox][name=shown]").first.check()
+    lab.check_keys()
+    check_speed(lab, "Voilà")
+    train_and_wait(page, lab)
+    screenshot("lambda_lab_voila")
+    assert errors == []
+
+
+def test_the_lab_as_a_file_without_a_kernel(page, tmp_path, screenshot, errors):
+    from ewc_tutorial.explorer import default_landscape
+    from ewc_tutorial.lab_page import page as lab_page
+
+    file = tmp_path / "lambda_lab.html"
+    file.write_text(lab_page(default_landscape()), encoding="utf-8")
+    page.goto("about:blank")
+    requests: list[str] = []
+    page.on("request", lambda request: requests.append(request.url))
+    page.goto(file.as_uri())
+    lab = Lab(page)
+    screenshot("lambda_lab_file_covered")
+    page.locator("input[type=checkbox][name=shown]").first.check()
+    lab.check_keys()
+    check_speed(lab, "a file")
+    screenshot("lambda_lab_file")
+    assert [url for url in requests if not url.startswith(("file:", "data:", "blob:"))] == []
+    assert errors == []
