@@ -82,9 +82,10 @@ class Recorder:
     def _record(
         self, layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor
     ) -> None:
-        if self._calls is None or not output.requires_grad:
+        a = next(iter((*args, *kwargs.values())), None)
+        tensors = isinstance(a, Tensor) and isinstance(output, Tensor)
+        if self._calls is None or not tensors or not output.requires_grad:
             return
-        (a,) = args or kwargs.values()
         # An in-place activation moves a view's history to the view's base, so ask at the base.
         base = output._base if output._is_view() else None
         if base is not None and base.numel() == output.numel() and base.requires_grad:

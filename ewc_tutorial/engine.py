@@ -82,7 +82,8 @@ class Engine:
         alone = outputs_one_by_one(self.model, x)
         # Any seed will do for a comparison; a random one leaves no gradient zero by symmetry.
         seed = torch.randn(alone.shape, generator=torch.Generator().manual_seed(0)).to(alone)
-        expected = squares_by_loop(self.model, list(self.parameters), x, [seed])
+        seeds = Seeds(lambda: iter([seed]), 1)
+        expected = squares_by_loop(self.model, list(self.parameters), x, seeds)
         matches = _Comparison(expected, _resolution(alone))
 
         outputs, calls = self._forward(x)
@@ -92,7 +93,7 @@ class Engine:
         unfolded: list[Tensor] = []
         for uses in () if self._interacting else self._candidates(outputs, calls, len(x)):
             uses = {name: seen for name, seen in uses.items() if name not in self._closed}
-            actual = self._tried(outputs, uses, [seed])
+            actual = self._tried(outputs, uses, seeds)
             self._closed |= {name: _kinds(uses[name]) for name in matches.names(actual)}
             parts = [use.part for seen in uses.values() for use in seen]
             unfolded += [part.right for part in parts if isinstance(part, Product)]
@@ -102,7 +103,7 @@ class Engine:
         if rest:
             # Whatever torch.func may raise, the loop has just shown that it can do the model.
             with suppress(Exception):
-                actual = squares_by_vmap(self.model, rest, x, [seed], len(x))
+                actual = squares_by_vmap(self.model, rest, x, seeds, len(x))
                 self._by_loop -= set(matches.names(actual))
         self._probed = len(x)
         # For each recorded input about three more tensors: output, activation, gradient.

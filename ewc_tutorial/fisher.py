@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
@@ -103,22 +104,13 @@ def fisher_diagonal(
     draws = Draws(generator)
     with _engine(model) as (engine, prefix):
         samples = make_samples(data, n_samples, generator)
-        sums, count = _zeros(engine), 0
-        for x, y in _with_progress(
-            _batches(samples, engine, estimator, batch_size), samples, progress
-        ):
-            x, y = _to_device(x, engine.device), _to_device(y, engine.device)
+        batches = _batches(samples, engine, estimator, batch_size)
 
-            def seeds(outputs: Tensor, y: Tensor | None = y) -> Seeds:
-                return rule.seeds(estimator, outputs, y, draws)
+        def seeds(outputs: Tensor, y: Tensor | None) -> Seeds:
+            return rule.seeds(estimator, outputs, y, draws)
 
-            if estimator == "batched":
-                squares = _squared_batch_mean(engine, x, seeds)
-            else:
-                squares = engine.squares(x, seeds)
-            for name, value in squares.items():
-                sums[name] += value
-            count += len(x)
+        step = _squared_batch_mean if estimator == "batched" else Engine.squares
+        sums, count = _summed(engine, _with_progress(batches, samples, progress), step, seeds)
         if distributed:
             count = _sum_over_processes(sums, count)
         if not count:
@@ -185,6 +177,22 @@ def _unwrapped(model: nn.Module) -> tuple[nn.Module, str]:
         else:
             return model, prefix
         model, prefix = getattr(model, inner), f"{prefix}{inner}."
+
+
+def _summed(
+    engine: Engine,
+    batches: Iterator[Batch],
+    step: Callable[[Engine, Tensor, Callable[[Tensor], Seeds]], dict[str, Tensor]],
+    make_seeds: Callable[[Tensor, Tensor | None], Seeds],
+) -> tuple[dict[str, Tensor], int]:
+    """Return the sums over all batches, and the number of samples in them."""
+    sums, count = _zeros(engine), 0
+    for x, y in batches:
+        x, y = _to_device(x, engine.device), _to_device(y, engine.device)
+        for name, squares in step(engine, x, partial(make_seeds, y=y)).items():
+            sums[name] += squares
+        count += len(x)
+    return sums, count
 
 
 def _batches(

@@ -1,11 +1,28 @@
-"""Small parts of a pass over the data: its random numbers, and its seeds at the model's outputs."""
+"""What the Fisher information needs from a likelihood: score vectors at the model's outputs.
+
+The score of a sample is the gradient of log p(y | x, θ) by θ. It is linear in the gradient s of
+−log p by the *outputs* f: score = −Jᵀs, with J = ∂f/∂θ. Squared, the sign is gone, so one backward
+pass seeded with s gives what one label contributes. For the expectation over all labels any vectors
+s_k will do whose outer products sum to the Fisher information of the outputs,
+
+    Σ_k s_k s_kᵀ = E_y[s sᵀ],      since then      diag F = E_y[(Jᵀs)²] = Σ_k (Jᵀs_k)².
+
+A likelihood yields these seeds, already weighted; the engine only sums squares.
+
+Several outputs that are independent given the inputs (the tokens of a sequence, the components of
+Bernoulli or Gaussian outputs) have independent scores of mean zero, so that their cross terms
+vanish in the expectation: the seeds of ``exact`` then treat one output at a time.
+"""
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor
+
+NEEDS_LABELS = ("empirical", "batched")
 
 
 class Draws:
@@ -22,7 +39,7 @@ class Draws:
         self._rest: dict[str, Tensor] = {}
 
     def uniform(self, like: Tensor) -> Tensor:
-        """Return numbers from [0, 1) in the shape and on the device of ``like``, in float64."""
+        """Return numbers from [0, 1) in the shape and on the device of ``like``."""
         return self._take("rand", like)
 
     def normal(self, like: Tensor) -> Tensor:
@@ -57,3 +74,62 @@ class Seeds:
 
     def __len__(self) -> int:
         return self._length
+
+
+class Likelihood(ABC):
+    """p(y | outputs), as far as the Fisher information needs it."""
+
+    @abstractmethod
+    def check(self, outputs: Tensor, labels: Tensor | None) -> None:
+        """Raise ValueError or TypeError for outputs or labels that do not fit."""
+
+    @abstractmethod
+    def score(self, outputs: Tensor, labels: Tensor) -> Tensor:
+        """Return ∂(−log p(labels))/∂outputs, in the shape of ``outputs``."""
+
+    @abstractmethod
+    def factors(self, outputs: Tensor, labels: Tensor | None) -> Iterator[Tensor]:
+        """Yield seeds s_k with Σ_k s_k s_kᵀ = E_y[s sᵀ] for every sample."""
+
+    @abstractmethod
+    def sample(self, outputs: Tensor, labels: Tensor | None, draws: Draws) -> Tensor:
+        """Return labels drawn from the model; ``labels`` only says what to ignore."""
+
+    @abstractmethod
+    def mode(self, outputs: Tensor, labels: Tensor | None) -> Tensor:
+        """Return the likeliest labels; ``labels`` only says what to ignore."""
+
+    @abstractmethod
+    def n_factors(self, outputs: Tensor) -> int:
+        """Return how many seeds :meth:`factors` yields at most."""
+
+    def seeds(self, estimator: str, outputs: Tensor, labels: Tensor | None, draws: Draws) -> Seeds:
+        """Return the seeds of one estimator for a batch.
+
+        Args:
+            estimator: ``exact``, ``sampled``, ``empirical``, ``argmax`` or ``batched``.
+            outputs: what the model returned, (B, ...), detached.
+            labels: (B, ...), or None where the estimator needs none.
+            draws: the random numbers for ``sampled``.
+
+        Raises:
+            ValueError, TypeError: outputs or labels do not fit the likelihood.
+        """
+        if labels is None and estimator in NEEDS_LABELS:
+            raise ValueError(
+                f"estimator {estimator!r} needs labels, but data has none: pass pairs (x, y), or "
+                "take the estimator 'exact'."
+            )
+        self.check(outputs, labels)
+        if estimator == "exact":
+            return Seeds(lambda: self.factors(outputs, labels), self.n_factors(outputs))
+        if estimator == "sampled":
+            labels = self.sample(outputs, labels, draws)
+        elif estimator == "argmax":
+            labels = self.mode(outputs, labels)
+        return Seeds(lambda: iter([self.score(outputs, labels)]), 1)
+
+
+def at_least_float32(outputs: Tensor) -> Tensor:
+    """Return the outputs in float32 at least: half precision is too coarse for probabilities."""
+    return outputs.detach().to(torch.promote_types(outputs.dtype, torch.float32))

@@ -26,6 +26,12 @@ def undisturbed(model: nn.Module) -> Iterator[None]:
         if devices and any(isinstance(module, nn.RNNBase) for module in model.modules()):
             # cuDNN's recurrent layers have no backward pass in evaluation mode.
             stack.enter_context(torch.backends.cudnn.flags(enabled=False))
+        for kind in {parameter.device.type for parameter in model.parameters()}:
+            if torch.is_autocast_enabled(kind):
+                # Weights that were cast without a graph, or for several uses at once, would hide
+                # uses from the engine.
+                dtype = torch.get_autocast_dtype(kind)
+                stack.enter_context(torch.autocast(kind, dtype=dtype, cache_enabled=False))
         try:
             model.eval()
             yield

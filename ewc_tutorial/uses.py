@@ -73,9 +73,11 @@ def layer_uses(
     for call in calls:
         if call.edge.node not in graph:
             continue  # no output depends on it
-        kind = type(call.layer).__name__ + (" on flattened samples" if len(call.a) > batch else "")
         for parameter, part in call.parts(batch).items():
             if parameter in names:
+                kind = type(call.layer).__name__
+                if len(call.a) > batch:
+                    kind += " on flattened samples"
                 found[names[parameter]].append(Use(call.edge, part, kind))
     return {n: uses for n, uses in found.items() if len(graph.users[parameters[n]]) == len(uses)}
 
