@@ -14,6 +14,7 @@ import torch
 from ewc_tutorial.ewc import EWC, RULES
 from ewc_tutorial.metrics import average_accuracy
 from ewc_tutorial.models import mlp
+from ewc_tutorial.stacked import StackedMLP
 from ewc_tutorial.sweep import lambda_sweep
 from ewc_tutorial.sweep_result import MEMBER_ARRAYS, SweepResult
 from ewc_tutorial.tasks import permuted_tasks, split_tasks
@@ -143,6 +144,20 @@ def test_split_tasks_of_unequal_size():
     tasks = split_tasks(2, n_train=151, n_test=50)
     found = sweep(tasks, [1.0])
     assert found.bayes_lambda == len(tasks[0].train) / len(tasks[1].train)
+
+
+def test_the_written_out_gradient_is_autograds():
+    g = torch.Generator().manual_seed(0)
+    members = [mlp(5, [4, 3], 3, seed=s).double() for s in range(6)]
+    stack = StackedMLP(members)
+    x = torch.randn(2, 7, 5, generator=g, dtype=torch.float64)  # members 0-2 and 3-5 share inputs
+    y = torch.randint(3, (2, 7), generator=g)
+    stack.set_gradients_(x, y)
+    for m, member in enumerate(members):
+        torch.nn.functional.cross_entropy(member(x[m // 3]), y[m // 3]).backward()
+        for i, layer in enumerate((member[0], member[2], member[4])):
+            torch.testing.assert_close(stack.weights[i].grad[m], layer.weight.grad)
+            torch.testing.assert_close(stack.biases[i].grad[m, 0], layer.bias.grad)
 
 
 # --- between the grid -------------------------------------------------------------------------
