@@ -535,3 +535,61 @@ def test_batches_of_one_and_then_more():
     expected = loop_fisher(model, x)
     actual = fisher_diagonal(model, [x[:1], x[1:4], x[4:]])
     assert_fisher_close(actual, expected)
+
+
+class Segmented(nn.Module):
+    """A table entry chosen by a plain number, and a weight shared by two calls."""
+
+    def __init__(self):
+        super().__init__()
+        self.segment, self.inner = nn.Embedding(3, 5), nn.Linear(5, 5)
+        self.scale, self.head = nn.Parameter(torch.rand(5)), nn.Linear(5, CLASSES)
+
+    def forward(self, x):
+        h = x + self.segment(torch.tensor(2))
+        return self.head(self.scale * torch.tanh(self.inner(torch.tanh(self.inner(h)))))
+
+
+def test_a_look_up_without_samples():
+    torch.manual_seed(0)
+    rules = check(Segmented(), torch.randn(7, 5))
+    assert rules["segment.weight"] == "closed form: broadcast by Add"
+    assert rules["scale"] == "closed form: broadcast by Mul"
+
+
+@pytest.mark.parametrize("how", ["autocast", "half"])
+def test_coarse_numbers_get_the_same_rules(how):
+    """Under autocast even where a look without gradients has filled the cache of casts before."""
+    torch.manual_seed(0)
+    model, x = Segmented(), torch.randn(30, 5)
+    expected = loop_fisher(model, x)
+    if how == "half":
+        actual = fisher_diagonal(model.bfloat16(), (x.bfloat16(), None))
+        rules = explain_fisher(model, (x.bfloat16(), None))
+    else:
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            with torch.no_grad():
+                model(x)
+            actual = fisher_diagonal(model, (x, None))
+            rules = explain_fisher(model, (x, None))
+    assert_fisher_close(actual, expected, rtol=0.1)
+    assert all(rule.startswith("closed form") for rule in rules.values()), rules
+
+
+def test_a_layer_with_another_signature():
+    """What calls a layer's replaced ``forward`` with two arguments is nothing for a closed form."""
+
+    class Gated(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inner, self.head = nn.Linear(5, 5), nn.Linear(5, CLASSES)
+            self.inner.forward = MethodType(
+                lambda layer, gate, x: gate * F.linear(x, layer.weight, layer.bias), self.inner
+            )
+
+        def forward(self, x):
+            return self.head(self.inner(torch.sigmoid(x), x))
+
+    torch.manual_seed(0)
+    rules = check(Gated(), torch.randn(7, 5), closed=False)
+    assert rules["inner.weight"] == "torch.func over samples"
