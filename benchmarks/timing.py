@@ -12,14 +12,13 @@ from pathlib import Path
 Functions = Mapping[str, Callable[[], object]]
 
 
-def interleaved(functions: Functions, rounds: int, warm_up: bool = True) -> dict[str, list[float]]:
+def interleaved(functions: Functions, rounds: int) -> dict[str, list[float]]:
     """Return seconds per round and function; each round runs every function once.
 
     What slows the machine for a while then slows all of them: compare within a round.
     """
-    if warm_up:
-        for function in functions.values():
-            function()
+    for function in functions.values():  # warm up
+        function()
     seconds: dict[str, list[float]] = {name: [] for name in functions}
     for _ in range(rounds):
         for name, function in functions.items():

@@ -19,8 +19,8 @@ from torch import Tensor, nn
 
 from ewc_tutorial import fisher_origin
 from ewc_tutorial.ewc import EWC, L2
-from ewc_tutorial.samples import make_samples
-from ewc_tutorial.undisturbed import undisturbed
+from ewc_tutorial.fisher.samples import make_samples
+from ewc_tutorial.fisher.undisturbed import undisturbed
 
 Tensors = Mapping[str, Tensor]
 

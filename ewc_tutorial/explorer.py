@@ -17,7 +17,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from ewc_tutorial.ewc import RULES
-from ewc_tutorial.likelihoods import ESTIMATORS
+from ewc_tutorial.fisher import ESTIMATORS
 from ewc_tutorial.sweep import SweepResult, lambda_sweep
 from ewc_tutorial.tasks import Task, permuted_tasks, rotated_tasks, split_tasks
 
@@ -133,7 +133,7 @@ class LambdaExplorer(widgets.VBox):
     @property
     def lam(self) -> float:
         """The λ that the slider points at."""
-        return float(self.result.lambdas[int(self._chart.params.k)])
+        return float(self.result.lambdas[int(self._chart.k)])
 
     @lam.setter
     def lam(self, value: float) -> None:
@@ -141,7 +141,7 @@ class LambdaExplorer(widgets.VBox):
         if not len(at):
             near = self.result.lambdas[np.abs(self.result.lambdas - value).argmin()]
             raise ValueError(f"{value!r} is not on the grid of λ; the nearest is {near:g}.")
-        self._chart.params.k = int(at[0])
+        self._chart.k = int(at[0])
 
     def csv(self) -> str:
         """Return the curves as a tidy table: lam, seed, task, step, accuracy, seen."""

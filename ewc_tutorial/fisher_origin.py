@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from ewc_tutorial.fisher import fisher_diagonal
-from ewc_tutorial.undisturbed import undisturbed
+from ewc_tutorial.fisher.undisturbed import undisturbed
 
 Batch = tuple[Tensor, Tensor | None]
 

@@ -12,7 +12,10 @@ from collections.abc import Sequence
 from typing import Any
 
 import altair as alt
+import anywidget
 import numpy as np
+import traitlets
+import vl_convert
 from numpy.typing import NDArray
 
 from ewc_tutorial.plots.explorer import lambda_positions, lambda_text, power_of_ten
@@ -26,7 +29,7 @@ COLORS = (
 DASHES = ([1, 0], [6, 3], [6, 2, 1, 2], [2, 2], [8, 2, 2, 2, 2, 2])
 GHOST = "#9a9a9a"
 GUESS = "#cc78bc"
-WIDTH, HEIGHT = 350, 190
+WIDTH, HEIGHT = 350, 165
 #: What the earlier landscape is called.
 PREVIOUS = "previous"
 _GHOST_DASH = [4, 3]
@@ -449,15 +452,12 @@ class _Views:
                 filled=True, size=22, color="#222222", shape="diamond", opacity=self._faded(1)
             ).encode(order=alt.Undefined),
         ]
-        # The names of the two ends stand where the path rarely runs.
-        for i, place in ((0, {"dy": -9}), (-1, {"dx": 8, "align": "left"})):
+        for i, dy in ((0, -9), (-1, 12)):
             old, new = float(points[0][0][i]), float(points[0][1][i])
-            if i and old > 0.2 * domains[0][0] + 0.8:
-                place = {"dx": -8, "align": "right"}
             row = {"x": _round(old), "y": _round(new), "text": f"λ = {lambda_text(r.lambdas[i])}"}
             layers.append(
                 alt.Chart(self._data([row]))
-                .mark_text(fontSize=11, color="#444444", opacity=self._faded(1), **place)
+                .mark_text(fontSize=11, color="#444444", opacity=self._faded(1), dy=dy)
                 .encode(x=x, y=y, text="text:N")
             )
         dot = {"xs": _short(points[0][0]), "ys": _short(points[0][1])}
@@ -524,15 +524,46 @@ CSS = """
 EMBED_OPTIONS = {"renderer": "canvas", "actions": False}
 
 
-class LabChart(alt.JupyterChart):
-    """The chart as a widget that carries its own JavaScript and needs no network."""
+#: The front end of :class:`LabChart`; vl-convert adds Vega and vegaEmbed to it.
+_SCRIPT = """
+async function render({ model, el }) {
+  const chart = await vegaEmbed(el, structuredClone(model.get("spec")), model.get("options"));
+  // In JupyterLab the arrow keys would otherwise go to the notebook, not to the slider.
+  for (const input of el.querySelectorAll("input"))
+    input.setAttribute("data-lm-suppress-shortcuts", "true");
+  // The kernel hears of k once it rests, so that a busy one cannot push the slider back.
+  let rest;
+  chart.view.addSignalListener("k", (name, k) => {
+    clearTimeout(rest);
+    rest = setTimeout(() => { model.set("k", k); model.save_changes(); }, 250);
+  });
+  model.on("change:k", () => {
+    const k = model.get("k");
+    if (chart.view.signal("k") !== k) chart.view.signal("k", k).runAsync();
+  });
+  return () => { clearTimeout(rest); chart.finalize(); };
+}
+export default { render };
+"""
+
+
+class LabChart(anywidget.AnyWidget):
+    """The chart as a widget: it carries its own JavaScript and needs no network.
+
+    Altair's own ``JupyterChart`` nearly does this, but JupyterLab takes the arrow keys from its
+    slider, and what it last knew of every control it writes back into all of them.
+
+    Attributes:
+        k: the index that the slider points at.
+    """
+
+    spec = traitlets.Dict().tag(sync=True)
+    options = traitlets.Dict(EMBED_OPTIONS).tag(sync=True)
+    k = traitlets.Int().tag(sync=True)
+
+    _esm = ""  # made when the first chart is: it takes a second
 
     def __init__(self, picture: alt.TopLevelSpec, **options: Any) -> None:
-        type(self).enable_offline()
-        # The kernel is told where the slider is once it rests, and of nothing else: JupyterChart
-        # writes what it last knew of every control back into all of them, and would undo a quick
-        # reader's next key press.
-        super().__init__(
-            picture, debounce_wait=250, max_wait=False, embed_options=EMBED_OPTIONS, **options
-        )
-        self._params = {"k": self.params.k}
+        if not LabChart._esm:
+            LabChart._esm = vl_convert.javascript_bundle(_SCRIPT)
+        super().__init__(spec=picture.to_dict(), **options)

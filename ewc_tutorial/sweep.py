@@ -18,8 +18,8 @@ from pathlib import Path
 from tqdm.auto import tqdm
 
 from ewc_tutorial.ewc import RULES
+from ewc_tutorial.fisher import ESTIMATORS
 from ewc_tutorial.lesson import pick_device
-from ewc_tutorial.likelihoods import ESTIMATORS
 from ewc_tutorial.stacked import OPTIMIZERS, Settings, train_stack
 from ewc_tutorial.sweep_result import SweepResult
 from ewc_tutorial.tasks import Task

@@ -30,7 +30,13 @@ def log_likelihoods(outputs, labels, likelihood, classes=None, variance=1.0, ign
 
 
 def loop_fisher(
-    model, x, y=None, estimator="exact", likelihood="categorical", classes=None, variance=1.0,
+    model,
+    x,
+    y=None,
+    estimator="exact",
+    likelihood="categorical",
+    classes=None,
+    variance=1.0,
     ignore_index=-100,
 ):
     """Return the diagonal Fisher by the definition: samples and labels one by one, in float64.

@@ -247,17 +247,17 @@ def test_the_explorer_needs_no_network(result):
     code = widget._chart._esm
     assert "esm.sh" not in str(code)
     assert len(str(code)) > 100_000
-    assert widget._chart.embed_options["renderer"] == "canvas"
+    assert widget._chart.options["renderer"] == "canvas"
 
 
 def test_lambda_is_where_the_slider_points(result):
     widget = LambdaExplorer(result)
     assert widget.lam == 0.0
     for k, lam in ((0, 0.0), (4, 1000.0), (2, 1.0)):
-        widget._chart.params.k = k
+        widget._chart.k = k
         assert widget.lam == lam
         widget.lam = lam
-        assert widget._chart.params.k == k
+        assert widget._chart.k == k
     with pytest.raises(ValueError, match=r"7\.0 is not on the grid of λ; the nearest is 10"):
         widget.lam = 7.0
 
@@ -270,7 +270,7 @@ def test_another_sweep_makes_the_present_one_the_ghost(result):
     assert (widget.result, widget.ghost) == (other, result)
     assert widget._chart is not before
     assert widget._view.children == (widget._chart,)
-    assert widget._chart.params.shown is False or widget._chart.params.shown == 0
+    assert [param["name"] for param in widget._chart.spec["params"]] == ["guess", "shown", "k"]
 
 
 def test_the_table_is_tidy_and_the_picture_a_png(result, tmp_path):

@@ -14,9 +14,8 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from ewc_tutorial import reducers
-from ewc_tutorial.fisher import explain_fisher, fisher_diagonal
-from ewc_tutorial.layer_rules import Product, Rows
+from ewc_tutorial.fisher import explain_fisher, fisher_diagonal, reducers
+from ewc_tutorial.fisher.layer_rules import Product, Rows
 
 CLASSES = 3
 #: Of the generated normalisations. With PyTorch's default, a normalisation over few values is close

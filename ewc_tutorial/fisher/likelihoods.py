@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ewc_tutorial.categorical import Categorical
-from ewc_tutorial.seeds import Draws, Likelihood, at_least_float32
+from ewc_tutorial.fisher.categorical import Categorical
+from ewc_tutorial.fisher.seeds import Draws, Likelihood, at_least_float32
 
 ESTIMATORS = ("exact", "sampled", "empirical", "argmax", "batched")
 LIKELIHOODS = ("categorical", "bernoulli", "gaussian")

@@ -20,12 +20,12 @@ import torch
 import torch.distributed
 from torch import Tensor, nn
 
-from ewc_tutorial.engine import PROBE_SIZE, Engine
-from ewc_tutorial.likelihoods import ESTIMATORS, make_likelihood
-from ewc_tutorial.per_sample import run
-from ewc_tutorial.samples import Batch, Samples, make_samples
-from ewc_tutorial.seeds import Draws, Seeds
-from ewc_tutorial.undisturbed import undisturbed
+from ewc_tutorial.fisher.engine import PROBE_SIZE, Engine
+from ewc_tutorial.fisher.likelihoods import ESTIMATORS, make_likelihood
+from ewc_tutorial.fisher.per_sample import run
+from ewc_tutorial.fisher.samples import Batch, Samples, make_samples
+from ewc_tutorial.fisher.seeds import Draws, Seeds
+from ewc_tutorial.fisher.undisturbed import undisturbed
 
 #: The seed of the random numbers when no generator is given.
 DEFAULT_SEED = 0

@@ -7,11 +7,11 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from ewc_tutorial.capture import plain_arithmetic, wide
-from ewc_tutorial.per_sample import Squares
-from ewc_tutorial.reducers import make_reducer
-from ewc_tutorial.seeds import Seeds
-from ewc_tutorial.uses import Use
+from ewc_tutorial.fisher.capture import plain_arithmetic, wide
+from ewc_tutorial.fisher.per_sample import Squares
+from ewc_tutorial.fisher.reducers import make_reducer
+from ewc_tutorial.fisher.seeds import Seeds
+from ewc_tutorial.fisher.uses import Use
 
 
 def squares_by_closed_forms(

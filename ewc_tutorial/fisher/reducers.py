@@ -12,7 +12,7 @@ import math
 import torch
 from torch import Tensor
 
-from ewc_tutorial.layer_rules import Broadcast, Direct, Part, Product, Rows
+from ewc_tutorial.fisher.layer_rules import Broadcast, Direct, Part, Product, Rows
 
 
 class Reducer:

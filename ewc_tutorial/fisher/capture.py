@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge, get_gradient_edge
 
-from ewc_tutorial.layer_rules import RULES, Part, has_rule
+from ewc_tutorial.fisher.layer_rules import RULES, Part, has_rule
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ewc_tutorial.seeds import Draws, Likelihood, at_least_float32
+from ewc_tutorial.fisher.seeds import Draws, Likelihood, at_least_float32
 
 
 @dataclass(frozen=True, eq=False)

@@ -14,8 +14,8 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge, Node
 
-from ewc_tutorial.capture import Call, wide
-from ewc_tutorial.layer_rules import Broadcast, Part
+from ewc_tutorial.fisher.capture import Call, wide
+from ewc_tutorial.fisher.layer_rules import Broadcast, Part
 
 
 @dataclass(frozen=True)

@@ -22,18 +22,18 @@ from contextlib import suppress
 import torch
 from torch import Tensor, nn
 
-from ewc_tutorial.capture import Call, Recorder
-from ewc_tutorial.closed_forms import squares_by_closed_forms
-from ewc_tutorial.layer_rules import Product
-from ewc_tutorial.per_sample import (
+from ewc_tutorial.fisher.capture import Call, Recorder
+from ewc_tutorial.fisher.closed_forms import squares_by_closed_forms
+from ewc_tutorial.fisher.layer_rules import Product
+from ewc_tutorial.fisher.per_sample import (
     Squares,
     outputs_one_by_one,
     run,
     squares_by_loop,
     squares_by_vmap,
 )
-from ewc_tutorial.seeds import Seeds
-from ewc_tutorial.uses import Graph, Use, broadcast_use, layer_uses
+from ewc_tutorial.fisher.seeds import Seeds
+from ewc_tutorial.fisher.uses import Graph, Use, broadcast_use, layer_uses
 
 #: Samples of the probe: three, because mixing samples up or averaging them shows from two on.
 PROBE_SIZE = 3
