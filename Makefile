@@ -22,7 +22,7 @@ test: check  ## Set up and run every test, notebooks included
 check: $(VENV)/.tested  ## Lint and unit tests alone
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/python -m pytest tests --ignore=tests/notebooks --ignore=tests/browser
+	$(BIN)/python -m pytest -n 2 tests --ignore=tests/notebooks --ignore=tests/browser
 
 app: $(VENV)/.installed  ## Show the λ lab alone as a web page, for a classroom screen
 	$(BIN)/voila $(NOTEBOOKS)/app/lambda_lab.ipynb $(APP_OPTIONS)
