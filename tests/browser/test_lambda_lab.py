@@ -97,7 +97,7 @@ class Lab:
 
 
 def note_speed(lab: Lab, where: str) -> None:
-    """Note the time from key press to picture beside the screenshots; a busy machine may be slow."""
+    """Note the time from key press to picture; a busy machine may be slow, so nothing is tested."""
     delays = lab.delays()
     assert len(delays) >= 20
     drawn, shown = (statistics.median(values) for values in zip(*delays, strict=True))
