@@ -18,6 +18,8 @@ from matplotlib.figure import Figure
 
 from ewc_tutorial.ewc import RULES
 from ewc_tutorial.fisher import ESTIMATORS
+from ewc_tutorial.lab_chart import chart
+from ewc_tutorial.lab_widget import CSS, LabChart
 from ewc_tutorial.sweep import SweepResult, lambda_sweep
 from ewc_tutorial.tasks import Task, permuted_tasks, rotated_tasks, split_tasks
 
@@ -116,8 +118,6 @@ class LambdaExplorer(widgets.VBox):
         self._links = widgets.HTML()
         self._export.on_click(lambda _: self._offer())
         # Not as the chart's own style sheet: that goes when the first of two charts is closed.
-        from ewc_tutorial.lab_chart import CSS  # Altair takes a second to import
-
         style = widgets.HTML(f"<style>{CSS}</style>", layout=widgets.Layout(height="0", margin="0"))
         self.children = [style, self._view, widgets.HBox([self._export, self._links])]
         self._draw(result, ghost, predict)
@@ -162,8 +162,6 @@ class LambdaExplorer(widgets.VBox):
         return paths
 
     def _draw(self, result: SweepResult, ghost: SweepResult | None, predict: bool) -> None:
-        from ewc_tutorial.lab_chart import LabChart, chart
-
         self.result, self.ghost = result, ghost
         self._chart = LabChart(chart(result, ghost, predict=predict))
         old, self._view.children = self._view.children, [self._chart]

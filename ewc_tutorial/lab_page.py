@@ -6,43 +6,53 @@ python -m ewc_tutorial.lab_page build/lambda_lab.html
 from __future__ import annotations
 
 import argparse
-from io import StringIO
+import json
 from pathlib import Path
 
-from ewc_tutorial.lab_chart import CSS, EMBED_OPTIONS, chart
+import vl_convert
+
+from ewc_tutorial.lab_chart import chart
+from ewc_tutorial.lab_widget import CSS, OPTIONS
 from ewc_tutorial.sweep_result import SweepResult
 
-_STYLE = """
-body { font: 15px/1.45 sans-serif; margin: 1.5em auto; max-width: 900px; padding: 0 1em; }
-h1 { font-size: 1.4em; margin-bottom: 0.3em; }
-#vis.vega-embed { flex-direction: column; align-items: flex-start; }
-"""
-_INTRODUCTION = """
+_PAGE = """<!DOCTYPE html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<title>The λ lab</title>
+<style>
+body {{ font: 15px/1.45 sans-serif; margin: 1.5em auto; max-width: 900px; padding: 0 1em; }}
+h1 {{ font-size: 1.4em; margin-bottom: 0.3em; }}
+{css}
+</style>
+</head>
+<body>
 <h1>The λ lab</h1>
 <p>A small network learns the tasks {tasks}, one after the other, with Elastic Weight Consolidation.
 It was trained {members} times: for each of {n} values of λ, from {seeds} random starts (the bands
 show ± 1 standard error). λ says how strongly the weights that matter for an earlier task are held;
 λ = 0 is plain training. Guess the best λ, uncover the answer, then turn λ with the arrow keys.</p>
+<div id="lab"></div>
+<script>{vega}</script>
+<script>vegaEmbed("#lab", {spec}, {options});</script>
+</body>
+</html>
 """
 
 
 def page(result: SweepResult, *, predict: bool = True) -> str:
     """Return the page of a finished sweep, with all that it needs inside."""
-    file = StringIO()
-    chart(result, predict=predict).save(
-        file, format="html", inline=True, embed_options=EMBED_OPTIONS
-    )
-    introduction = _INTRODUCTION.format(
+    spec = json.dumps(chart(result, predict=predict), ensure_ascii=False)
+    return _PAGE.format(
+        css=CSS,
         tasks=", ".join(result.tasks),
         members=len(result.lambdas) * len(result.seeds),
         n=len(result.lambdas),
         seeds=len(result.seeds),
+        vega=vl_convert.javascript_bundle(),
+        spec=spec.replace("</", "<\\/"),
+        options=OPTIONS,
     )
-    # The page's own tags are the first <head> and the last <body>; the library's text has others.
-    html = file.getvalue().replace("<html>", '<html lang="en">', 1)
-    head = f"<head><title>The λ lab</title><style>{_STYLE}{CSS}</style>"
-    before, after = html.replace("<head>", head, 1).rsplit("<body>", 1)
-    return f"{before}<body>{introduction}{after}"
 
 
 def main() -> None:
