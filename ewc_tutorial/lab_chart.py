@@ -194,8 +194,8 @@ class _Views:
             marks += [
                 _layer("rule", row, {"x": x}, place, color=GUESS, strokeDash=[6, 3], strokeWidth=2),
                 _layer(
-                    "text", row, text | {"y": {"value": 3}}, place,
-                    align="left", dx=4, baseline="top", fontSize=11, color=GUESS,
+                    "text", row, text | {"y": {"value": HEIGHT - 4}}, place,
+                    align="left", dx=4, baseline="bottom", fontSize=11, color=GUESS,
                 ),
             ]  # fmt: skip
         ghost = None if self.ghost is None else self.ghost.average_accuracy
@@ -319,13 +319,9 @@ class _Views:
         if not ticks:
             ticks = {place: lambda_text(lam) for lam, place in self.place.items()}
         places = _json(list(ticks))
-        axis = _axis("x", "λ", [low, high], grid=False)
-        axis["axis"] |= {
-            "values": list(ticks),
-            "labelOverlap": False,
-            "labelExpr": f"{_json(list(ticks.values()))}[indexof({places}, datum.value)]",
-        }
-        return axis
+        label = f"{_json(list(ticks.values()))}[indexof({places}, datum.value)]"
+        axis = {"values": list(ticks), "labelExpr": label, "grid": False}
+        return _axis("x", "λ", [low, high]) | {"axis": axis}
 
     def _picked(self) -> dict[str, str]:
         """Return the place of a dot at the present λ."""

@@ -112,6 +112,14 @@ def test_the_curves_hold_the_mean_and_the_band_of_every_lambda(result):
     )
 
 
+@pytest.mark.parametrize("predict", [False, True])
+def test_no_list_of_values_is_overwritten_by_the_one_picked_from_it(result, predict):
+    spec = chart(result, made_up(shift=1), predict=predict)
+    for part in (part for view in views(spec) for part in view["layer"]):
+        for change in part.get("transform", ()):
+            assert f"datum.{change['as']}[" not in change["calculate"]
+
+
 def test_a_task_is_drawn_from_the_moment_its_training_begins(result):
     spec = chart(result)
     steps = {
@@ -135,6 +143,7 @@ def test_the_bayes_value_is_marked_and_lambda_zero_has_its_place(result):
     assert axis["values"][0] == plots.lambda_positions(result.lambdas)[0] == -2
     names = json.loads(re.match(r"\[.*?\]", axis["labelExpr"])[0])
     assert names[:4] == ["0", "0.1", "1", "10"]
+    assert "tickCount" not in axis  # Vega would leave out values to come near it
 
 
 def test_the_ghost_is_grey_and_dashed_and_named(result):
