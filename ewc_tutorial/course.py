@@ -58,7 +58,7 @@ def execute(path: Path) -> float:
     notebook.metadata = {
         "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
         "language_info": {"name": "python"},
-        **{k: v for k, v in notebook.metadata.items() if k == "widgets"},
+        # Not the state of the widgets: the λ lab's carries about a megabyte of JavaScript.
     }
     nbformat.validate(notebook)
     nbformat.write(notebook, path)
