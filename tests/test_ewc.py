@@ -124,6 +124,42 @@ def test_add_gradient_is_the_gradient_of_the_penalty(rule):
         torch.testing.assert_close(p.grad, g, rtol=1e-12, atol=1e-12)
 
 
+def test_steps_see_what_is_changed_in_place():
+    """What a step keeps between calls must not outlive the S and μ that it was computed from."""
+    model, ewc, _ = after_tasks(2, "separate")
+    for step in (ewc.add_gradient_, lambda: ewc.proximal_step_(0.1)):
+        step()
+        for S, mu in zip(ewc.importance.values(), ewc.anchor.values(), strict=True):
+            S.mul_(3)
+            mu.add_(1)
+        other = copy.deepcopy((model, ewc))
+        model.zero_grad()
+        step()
+        fresh = EWC(other[0], ewc.lam)
+        fresh.load_state_dict(other[1].state_dict())
+        other[0].zero_grad()
+        fresh.add_gradient_() if step == ewc.add_gradient_ else fresh.proximal_step_(0.1)
+        for p, q in zip(model.parameters(), other[0].parameters(), strict=True):
+            assert torch.equal(p, q)
+            assert p.grad is None or torch.equal(p.grad, q.grad)
+
+
+def test_the_float32_gradient_errs_by_a_rounding_of_the_weight():
+    """Against float64 at weights that have hardly moved, where λS(θ − μ) cancels most."""
+    model = network(dtype=torch.float32)
+    ewc = EWC(model, lam=1e6)
+    ewc.merge({n: F.float() for n, F in random_fisher(network(), seed=0).items()})
+    with torch.no_grad():
+        for p in model.parameters():
+            p.mul_(1 + 1e-5)
+    ewc.add_gradient_()
+    for name, p in model.named_parameters():
+        S, mu = ewc.importance[name].double(), ewc.anchor[name].double()
+        exact = ewc.lam * S * (p.double() - mu)
+        ulp = torch.finfo(torch.float32).eps * p.double().abs()
+        assert ((p.grad.double() - exact).abs() <= 2 * ewc.lam * S * ulp).all()
+
+
 def test_add_gradient_reaches_parameters_that_the_loss_does_not():
     model, ewc, _ = after_tasks(1, "separate")
     ewc.add_gradient_()
