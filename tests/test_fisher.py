@@ -79,6 +79,17 @@ def test_softmax_regression_has_the_variance_of_the_labels():
     assert_fisher_close(fisher_diagonal(model, (x, None)), expected)
 
 
+def test_a_single_class_has_no_fisher_information():
+    x, _ = make_data()
+    convolution = nn.Sequential(nn.Unflatten(1, (1, 6)), nn.Conv1d(1, 2, 3), nn.Flatten())
+    for model in (mlp(6, [5], 1, seed=1), nn.Sequential(convolution, nn.Linear(8, 1))):
+        fisher = fisher_diagonal(model, TensorDataset(x), "exact")
+        assert fisher.keys() == dict(model.named_parameters()).keys()
+        assert all((F == 0).all() for F in fisher.values())
+    fisher = fisher_diagonal(mlp(6, [5], 4, seed=1), TensorDataset(x), "exact", classes=[2])
+    assert all((F == 0).all() for F in fisher.values())
+
+
 def test_sampled_is_reproducible_and_converges_to_exact(model):
     x, y = make_data(40)
     exact = fisher_diagonal(model, (x, y))

@@ -37,7 +37,9 @@ def squares_by_closed_forms(
             parts, shape = [use.part for use in seen], parameters[name].shape
             reducer = make_reducer(parts, shape, len(seeds), _products_at_a_time(device))
             reducers.append((name, reducer, [place[use.edge] for use in seen]))
+    seeded = False
     for seed in seeds if edges else ():
+        seeded = True
         gradients = torch.autograd.grad(outputs, edges, seed, retain_graph=True)
         with plain_arithmetic(device):
             gradients = [wide(g) for g in gradients]
@@ -45,7 +47,8 @@ def squares_by_closed_forms(
                 reducer.add([gradients[i] for i in places])
     with plain_arithmetic(device):
         sums = {name: torch.zeros_like(wide(parameters[name].detach())) for name in uses}
-        for name, reducer, _ in reducers:
+        # Of one class alone, or of ignored tokens alone, there is nothing to sum.
+        for name, reducer, _ in reducers if seeded else ():
             sums[name] += reducer.result().reshape(sums[name].shape)
     return sums
 
