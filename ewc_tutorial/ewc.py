@@ -78,7 +78,7 @@ class EWC(nn.Module):
         self.lam = lam
         self.rule = rule
         self.gamma = float(gamma)
-        self.names = _select(model, include, exclude)
+        self.names = _select(self._candidates(), include, exclude)
         #: Number of tasks consolidated so far.
         self.n_tasks = 0
         self._constant = 0.0
@@ -89,6 +89,11 @@ class EWC(nn.Module):
             dtype = torch.promote_types(parameter.dtype, torch.float32)
             self.register_buffer(_key("importance", name), torch.zeros_like(parameter, dtype=dtype))
             self.register_buffer(_key("anchor", name), torch.zeros_like(parameter, dtype=dtype))
+
+    @property
+    def model(self) -> nn.Module:
+        """The network that is protected."""
+        return self._model
 
     @property
     def lam(self) -> float:
@@ -302,9 +307,17 @@ class EWC(nn.Module):
             )
         return super().load_state_dict(state_dict, *args, **kwargs)
 
-    def _protected(self) -> dict[str, nn.Parameter]:
+    def _candidates(self) -> list[str]:
+        """Return the names that may be protected."""
+        return [name for name, p in self._model.named_parameters() if p.requires_grad]
+
+    def _current(self) -> dict[str, Tensor]:
+        """Return what the penalty is a function of, by name: here the parameters themselves."""
+        return dict(self._model.named_parameters())
+
+    def _protected(self) -> dict[str, Tensor]:
         """Return the protected parameters, having checked that they are those of the beginning."""
-        parameters = dict(self._model.named_parameters())
+        parameters = self._current()
         protected = {}
         for name in self.names:
             if name not in parameters:
@@ -329,7 +342,7 @@ class EWC(nn.Module):
             self.to(device)
         return protected
 
-    def _aligned(self) -> tuple[list[nn.Parameter], list[Tensor], list[Tensor]]:
+    def _aligned(self) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
         """Return parameters, S and μ as lists in one order, as the fused operations need them."""
         return (
             list(self._protected().values()),
@@ -394,9 +407,8 @@ def _non_negative(name: str, value: float) -> float:
 
 
 def _select(
-    model: nn.Module, include: str | Sequence[str] | None, exclude: str | Sequence[str] | None
+    names: list[str], include: str | Sequence[str] | None, exclude: str | Sequence[str] | None
 ) -> list[str]:
-    names = [name for name, p in model.named_parameters() if p.requires_grad]
     if not names:
         raise ValueError("model must have at least one trainable parameter, but it has none.")
 

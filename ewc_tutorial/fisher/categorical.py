@@ -110,7 +110,11 @@ class Categorical(Likelihood):
 
     def sample(self, outputs: Tensor, labels: Tensor | None, draws: Draws) -> Tensor:
         cdf = self._log_p(outputs).exp().cumsum(-1)
-        u = draws.uniform(cdf[..., :1]) * cdf[..., -1:]
+        # Numbers only for what counts: then padding does not change which ones the others get.
+        counts = self._counts(outputs, labels)
+        u = torch.zeros_like(cdf[..., 0])
+        u[counts] = draws.uniform(u[counts])
+        u = u.unsqueeze(-1) * cdf[..., -1:]
         return self._as_labels(torch.searchsorted(cdf, u, right=True).squeeze(-1), outputs, labels)
 
     def mode(self, outputs: Tensor, labels: Tensor | None) -> Tensor:

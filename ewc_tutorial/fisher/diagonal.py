@@ -24,7 +24,7 @@ from ewc_tutorial.fisher.engine import PROBE_SIZE, Engine
 from ewc_tutorial.fisher.likelihoods import ESTIMATORS, make_likelihood
 from ewc_tutorial.fisher.per_sample import run
 from ewc_tutorial.fisher.samples import Batch, Samples, make_samples
-from ewc_tutorial.fisher.seeds import Draws, Seeds
+from ewc_tutorial.fisher.seeds import Draws, Likelihood, Seeds
 from ewc_tutorial.fisher.undisturbed import undisturbed
 
 #: The seed of the random numbers when no generator is given.
@@ -39,7 +39,7 @@ def fisher_diagonal(
     estimator: str = "exact",
     n_samples: int | None = None,
     batch_size: int | None = None,
-    likelihood: str = "categorical",
+    likelihood: str | Likelihood = "categorical",
     generator: torch.Generator | None = None,
     progress: bool = False,
     *,
@@ -77,6 +77,7 @@ def fisher_diagonal(
             same in one.
             ``bernoulli``: logits (B,) or (B, K) of independent labels 0 or 1.
             ``gaussian``: means (B,) or (B, K) with a fixed variance.
+            A :class:`~ewc_tutorial.fisher.seeds.Likelihood` of your own will do as well.
         generator: draws the subset and the labels; None starts one from a fixed seed, so that two
             calls agree. The global random state is never used.
         progress: show a progress bar if it takes longer than about a second.
@@ -125,7 +126,7 @@ def explain_fisher(
     model: nn.Module,
     data: Any,
     estimator: str = "exact",
-    likelihood: str = "categorical",
+    likelihood: str | Likelihood = "categorical",
     **options: Any,
 ) -> dict[str, str]:
     """Tell how :func:`fisher_diagonal` would treat each parameter, from the first few samples.

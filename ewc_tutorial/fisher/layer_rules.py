@@ -31,10 +31,12 @@ class Product:
     Attributes:
         right: from the layer's input, (B, G, I, T) for G groups, I inputs and T positions.
         left: makes (B, G, O, T) of the gradient by the layer's output.
+        transposed: whether the weight is stored as (I, O).
     """
 
     right: Tensor
     left: Callable[[Tensor], Tensor]
+    transposed: bool = False
 
 
 @dataclass(frozen=True)
@@ -184,6 +186,19 @@ RULES: dict[type[nn.Module], Callable[[nn.Module, Tensor, int], dict[str, Part]]
     nn.BatchNorm2d: batch_norm,
     nn.BatchNorm3d: batch_norm,
 }
+
+
+def register_rule(
+    layer: type[nn.Module], rule: Callable[[nn.Module, Tensor, int], dict[str, Part]]
+) -> None:
+    """Give a type of layer, such as another library's, a closed form.
+
+    Args:
+        layer: the exact type.
+        rule: returns the parts of the layer's parameters by name, given the layer, its input and
+            the number of samples. A wrong rule is found out and left unused (``engine.py``).
+    """
+    RULES[layer] = rule
 
 
 def has_rule(layer: nn.Module) -> bool:

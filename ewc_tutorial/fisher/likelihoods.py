@@ -16,16 +16,18 @@ LIKELIHOODS = ("categorical", "bernoulli", "gaussian")
 
 
 def make_likelihood(
-    likelihood: str,
+    likelihood: str | Likelihood,
     classes: Sequence[int] | Tensor | None = None,
     ignore_index: int = -100,
     variance: float = 1.0,
 ) -> Likelihood:
-    """Return the likelihood of that name.
+    """Return the likelihood of that name, or the one that is given.
 
     Raises:
         ValueError: unknown name, or an argument that is out of range or of another likelihood.
     """
+    if isinstance(likelihood, Likelihood):
+        return likelihood
     if likelihood not in LIKELIHOODS:
         raise ValueError(f"likelihood must be one of {', '.join(LIKELIHOODS)}, not {likelihood!r}.")
     if classes is not None and likelihood != "categorical":

@@ -89,6 +89,19 @@ class SquaredProducts(Reducer):
         return self._sum
 
 
+class Transposed(Reducer):
+    """Products whose weight is stored as (I, O)."""
+
+    def __init__(self, reducer: Reducer) -> None:
+        self._reducer = reducer
+
+    def add(self, gradients: list[Tensor]) -> None:
+        self._reducer.add(gradients)
+
+    def result(self) -> Tensor:
+        return self._reducer.result().mT
+
+
 class SquaredDirect(Reducer):
     """Small gradients: add the parts per sample, square, sum over samples once."""
 
@@ -193,7 +206,8 @@ def _add_dense(dense: Tensor, part: Part, value: Tensor, chunk: slice) -> None:
     """Add one part's per-sample gradients to ``dense`` (b, *shape of the parameter)."""
     value = value[chunk]
     if isinstance(part, Product):
-        dense += (value @ part.right[chunk].mT).reshape(dense.shape)
+        gradient = value @ part.right[chunk].mT
+        dense += (gradient.mT if part.transposed else gradient).reshape(dense.shape)
     elif isinstance(part, Direct):
         dense += value
     else:
@@ -211,6 +225,11 @@ def make_reducer(parts: list[Part], shape: torch.Size, passes: int, budget: int)
         budget: elements that may be held at a time for gradients of single samples.
     """
     chunk = max(1, budget // max(1, math.prod(shape)))
+    if all(isinstance(part, Product) for part in parts) and any(p.transposed for p in parts):
+        if all(part.transposed for part in parts):
+            plain = [Product(part.right, part.left) for part in parts]
+            return Transposed(make_reducer(plain, shape, passes, budget))
+        return SquaredSums(parts, shape, chunk)
     if all(isinstance(part, Product) for part in parts):
         T = _positions(parts)
         if T == 1:
