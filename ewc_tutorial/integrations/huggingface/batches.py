@@ -68,17 +68,29 @@ def dict_batches(
         TypeError: ``data`` is none of these.
     """
     if isinstance(data, Mapping):
-        data = [data]
+        batches: Iterable[Any] = [data]
     elif not isinstance(data, DataLoader) and hasattr(data, "__getitem__"):
-        indices = _subset(len(data), n_samples, generator).split(batch_size)
-        join = collate or pad_batch
-        data = (join([_item(data, i) for i in part.tolist()]) for part in indices if len(part))
-    elif not isinstance(data, Iterable):
+        batches = _joined(data, collate or pad_batch, n_samples, batch_size, generator)
+    elif isinstance(data, Iterable):
+        batches = data
+    else:
         raise TypeError(
             "data must be a data set of dicts, a batch (a dict of tensors) or an iterable of "
             f"batches, not {type(data).__name__}."
         )
-    return _first(map(_tensors, data), n_samples)
+    return _first(map(_tensors, batches), n_samples)
+
+
+def _joined(
+    data: Any,
+    collate: Callable[[Sequence[Any]], Mapping[str, Any]],
+    n_samples: int | None,
+    batch_size: int,
+    generator: torch.Generator,
+) -> Iterator[Mapping[str, Any]]:
+    for part in _subset(len(data), n_samples, generator).split(batch_size):
+        if len(part):
+            yield collate([_item(data, i) for i in part.tolist()])
 
 
 def _item(data: Any, index: int) -> Mapping[str, Any]:

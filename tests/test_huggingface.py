@@ -1,0 +1,405 @@
+"""The Fisher information of sequence models against loops over single sequences in float64."""
+
+from __future__ import annotations
+
+import copy
+import itertools
+import math
+import subprocess
+import sys
+
+import pytest
+import torch
+from fisher_oracle import assert_fisher_close
+from torch.utils.data import DataLoader
+
+pytest.importorskip("transformers")
+from transformers import (
+    BertConfig,
+    BertForSequenceClassification,
+    BertForTokenClassification,
+    GPT2Config,
+    GPT2LMHeadModel,
+    LlamaConfig,
+    LlamaForCausalLM,
+    Wav2Vec2Config,
+    Wav2Vec2ForCTC,
+)
+
+from ewc_tutorial import EWC
+from ewc_tutorial.fisher import explain_fisher
+from ewc_tutorial.fisher.seeds import Draws
+from ewc_tutorial.integrations.huggingface import CTC, consolidate, pad_batch, sequence_fisher
+from ewc_tutorial.integrations.huggingface.sequences import _Rows, infer_task
+
+VOCABULARY = 7
+
+
+def gpt2(seed=0, **options):
+    torch.manual_seed(seed)
+    sizes = {"n_positions": 16, "n_embd": 8, "n_layer": 2, "n_head": 2}
+    config = GPT2Config(vocab_size=VOCABULARY, bos_token_id=0, eos_token_id=0, **sizes | options)
+    model = GPT2LMHeadModel(config)
+    with torch.no_grad():
+        for p in model.parameters():  # away from zero biases and tiny weights
+            p.add_(0.3 * torch.randn_like(p))
+    return model
+
+
+def llama():
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 8, "intermediate_size": 12, "num_hidden_layers": 1}
+    heads = {"num_attention_heads": 2, "num_key_value_heads": 1, "max_position_embeddings": 16}
+    tokens = {"vocab_size": VOCABULARY, "bos_token_id": 0, "eos_token_id": 0}
+    return LlamaForCausalLM(LlamaConfig(**sizes, **heads, **tokens))
+
+
+def sequences(lengths=(6, 3, 5, 9), seed=1):
+    g = torch.Generator().manual_seed(seed)
+    return [{"input_ids": torch.randint(VOCABULARY, (n,), generator=g).tolist()} for n in lengths]
+
+
+def token_loop(model, items, estimator="empirical"):
+    """Return the Fisher by the definition: unpadded sequences and labels one by one, in float64."""
+    model = copy.deepcopy(model).double().eval()
+    parameters = {n: p for n, p in model.named_parameters() if p.requires_grad}
+    total = {n: torch.zeros_like(p) for n, p in parameters.items()}
+
+    def add(log_p, weight=1.0):
+        gradients = torch.autograd.grad(
+            log_p, list(parameters.values()), retain_graph=True, materialize_grads=True
+        )
+        for name, gradient in zip(parameters, gradients, strict=True):
+            total[name] += weight * gradient.square()
+
+    for item in items:
+        ids = torch.tensor(item["input_ids"])
+        labels = torch.tensor(item.get("labels", item["input_ids"]))
+        log_p = model(input_ids=ids[None]).logits[0].log_softmax(-1)
+        # The logits at t are about the token at t + 1.
+        pairs = [(t, labels[t + 1]) for t in range(len(ids) - 1) if labels[t + 1] != -100]
+        if estimator == "empirical":
+            add(sum(log_p[t, label] for t, label in pairs))
+        elif estimator == "argmax":
+            add(sum(log_p[t].max() for t, _ in pairs))
+        else:
+            for t, _ in pairs:
+                for c in range(log_p.shape[-1]):
+                    add(log_p[t, c], log_p[t, c].exp().item())
+    return {name: value / len(items) for name, value in total.items()}
+
+
+# Causal language models
+
+
+@pytest.mark.parametrize("make", [gpt2, llama])
+@pytest.mark.parametrize("estimator", ["empirical", "exact", "argmax"])
+def test_causal_lm_against_a_loop(make, estimator):
+    model, items = make(), sequences()
+    assert_fisher_close(
+        sequence_fisher(model, items, estimator), token_loop(model, items, estimator)
+    )
+
+
+@pytest.mark.parametrize("batch_size", [None, 1, 3])
+def test_however_the_data_comes(batch_size):
+    model, items = gpt2(), sequences()
+    expected = token_loop(model, items)
+    shapes = {
+        "data set": items,
+        "loader": DataLoader(items, batch_size=2, collate_fn=pad_batch),
+        "generator": (pad_batch(items[i : i + 3]) for i in (0, 3)),
+        "one batch": pad_batch(items),
+    }
+    for data in shapes.values():
+        fisher = sequence_fisher(model, data, "empirical", batch_size=batch_size)
+        assert_fisher_close(fisher, expected)
+
+
+def test_no_layer_of_gpt2_is_slow():
+    model, batch = gpt2(), {"input_ids": torch.arange(6).reshape(2, 3)}
+    rows = _Rows(model, "causal_lm")
+    x, y = next(rows.pairs(iter([batch])))
+    kinds = explain_fisher(rows, (x, y), "empirical", likelihood=rows.likelihood())
+    assert all(kind.startswith("closed form") for kind in kinds.values()), kinds
+
+
+def test_ignored_labels_do_not_count():
+    model, items = gpt2(), sequences()
+    for item in items:
+        item["labels"] = [-100, -100, *item["input_ids"][2:]]
+    assert_fisher_close(sequence_fisher(model, items, "empirical"), token_loop(model, items))
+    assert_fisher_close(sequence_fisher(model, items, "exact"), token_loop(model, items, "exact"))
+
+
+@pytest.mark.parametrize("estimator", ["empirical", "sampled"])
+def test_padding_changes_nothing(estimator):
+    model, items = gpt2(), sequences()
+    alone = sequence_fisher(model, items, estimator, batch_size=1)
+    together = pad_batch(items)
+    together["labels"] = together["input_ids"].clone()  # nobody has set padding to −100
+    wider = {n: torch.nn.functional.pad(t, (0, 4)) for n, t in together.items()}
+    for batch in (together, wider):
+        fisher = sequence_fisher(model, batch, estimator)
+        assert_fisher_close(fisher, {n: v.double() for n, v in alone.items()})
+
+
+def test_sampled_converges_to_exact():
+    model, (item,) = gpt2(), sequences((4,))
+    exact = token_loop(model, [item], "exact")
+    ids = torch.tensor([item["input_ids"]] * 4000)
+    sampled = sequence_fisher(model, {"input_ids": ids}, "sampled")
+    for name, value in exact.items():
+        assert (sampled[name] - value).norm() < 0.1 * value.norm()
+
+
+def test_subset_of_a_data_set_is_random_and_of_a_loader_the_first():
+    model, items = gpt2(), sequences()
+    loader = DataLoader(items, batch_size=3, collate_fn=pad_batch)
+    first = sequence_fisher(model, loader, "empirical", n_samples=2)
+    assert_fisher_close(first, token_loop(model, items[:2]))
+    g = torch.Generator().manual_seed(3)
+    some = sequence_fisher(model, items, "empirical", n_samples=2, generator=g)
+    pairs = itertools.combinations(items, 2)
+    distances = [
+        max((some[n] - v).abs().max().item() for n, v in token_loop(model, pair).items())
+        for pair in pairs
+    ]
+    assert min(distances) < 1e-3 * max(distances)
+
+
+def test_model_is_left_as_it_was():
+    model, items = gpt2(), sequences()
+    model.train()
+    before = {n: v.clone() for n, v in model.state_dict().items()}
+    state = torch.get_rng_state()
+    sequence_fisher(model, items)
+    assert model.training
+    assert torch.equal(state, torch.get_rng_state())
+    assert all(torch.equal(v, before[n]) for n, v in model.state_dict().items())
+    assert all(p.grad is None for p in model.parameters())
+
+
+# Classification
+
+
+def bert(kind, labels=3):
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2}
+    rest = {"intermediate_size": 12, "max_position_embeddings": 16, "num_labels": labels}
+    return kind(BertConfig(vocab_size=VOCABULARY, **sizes, **rest))
+
+
+def test_sequence_classification_against_a_loop():
+    model, items = bert(BertForSequenceClassification), sequences()
+    for i, item in enumerate(items):
+        item["label"] = i % 3
+    oracle = copy.deepcopy(model).double().eval()
+    expected = {n: torch.zeros_like(p) for n, p in oracle.named_parameters()}
+    empirical = {n: torch.zeros_like(p) for n, p in oracle.named_parameters()}
+    for item in items:
+        log_p = oracle(torch.tensor([item["input_ids"]])).logits[0].log_softmax(0)
+        for c in range(3):
+            oracle.zero_grad()
+            log_p[c].backward(retain_graph=True)
+            for n, p in oracle.named_parameters():
+                expected[n] += log_p[c].exp().item() * p.grad.square() / len(items)
+                if c == item["label"]:
+                    empirical[n] += p.grad.square() / len(items)
+    assert_fisher_close(sequence_fisher(model, items, "exact"), expected)
+    assert_fisher_close(sequence_fisher(model, items, "empirical"), empirical)
+
+
+def test_token_classification_sums_over_tokens():
+    model, items = bert(BertForTokenClassification), sequences((5, 3))
+    for item in items:
+        item["labels"] = [token % 3 for token in item["input_ids"]]
+    oracle = copy.deepcopy(model).double().eval()
+    expected = {n: torch.zeros_like(p) for n, p in oracle.named_parameters()}
+    for item in items:
+        log_p = oracle(torch.tensor([item["input_ids"]])).logits[0].log_softmax(-1)
+        oracle.zero_grad()
+        sum(log_p[t, label] for t, label in enumerate(item["labels"])).backward()
+        for n, p in oracle.named_parameters():
+            expected[n] += p.grad.square() / len(items)
+    assert_fisher_close(sequence_fisher(model, items, "empirical"), expected)
+
+
+# CTC
+
+
+def all_texts(log_p, blank=0):
+    """Return p(text) for every text, by going through every path of (T, C) frames."""
+    T, C = log_p.shape
+    total = {}
+    for path in itertools.product(range(C), repeat=T):
+        text = tuple(s for i, s in enumerate(path) if s != blank and (not i or s != path[i - 1]))
+        p = sum(log_p[t, s] for t, s in enumerate(path)).exp()
+        total[text] = total.get(text, 0.0) + p
+    return total
+
+
+def labelled(text, frames, width=5):
+    return torch.tensor([[frames, *text, *[-100] * (width - len(text))]])
+
+
+def test_ctc_score_is_that_of_all_alignments():
+    torch.manual_seed(0)
+    z = torch.randn(4, 3, dtype=torch.float64, requires_grad=True)
+    padded = torch.cat([z.detach(), torch.randn(2, 3, dtype=torch.float64)])[None]
+    for text, p in all_texts(z.log_softmax(-1)).items():
+        (expected,) = torch.autograd.grad(-p.log(), z, retain_graph=True)
+        score = CTC(blank=0).score(padded, labelled(text, 4))[0]
+        assert torch.allclose(score[:4], expected, atol=1e-10)
+        assert not score[4:].any()  # frames of padding
+
+
+def test_ctc_draws_texts_by_their_probability():
+    torch.manual_seed(1)
+    z = torch.randn(1, 4, 3)
+    n = 40_000
+    draws = Draws(torch.Generator().manual_seed(0))
+    labels = torch.full((n, 1), 3)  # the fourth frame is padding
+    drawn = CTC(blank=0).sample(z.expand(n, -1, -1), labels, draws)
+    assert (drawn[:, 0] == 3).all()
+    texts, counts = drawn[:, 1:].unique(dim=0, return_counts=True)
+    found = {tuple(s for s in t if s >= 0): c for t, c in zip(texts.tolist(), counts, strict=True)}
+    expected = all_texts(z[0, :3].log_softmax(-1))
+    assert found.keys() <= expected.keys()
+    for text, p in expected.items():
+        error = math.sqrt(p * (1 - p) / n)
+        assert abs(found.get(text, 0) / n - p) < 5 * error
+
+
+def wav2vec2(**options):
+    torch.manual_seed(0)
+    convolutions = {"conv_dim": (8, 8), "conv_kernel": (4, 3), "conv_stride": (3, 2)}
+    sizes = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2}
+    rest = {"intermediate_size": 12, "num_conv_pos_embeddings": 3, "vocab_size": 5}
+    groups = {"num_conv_pos_embedding_groups": 2, "num_feat_extract_layers": 2}
+    # With "group" norm the model itself sees how much padding there is.
+    norm = {"feat_extract_norm": "layer", "do_stable_layer_norm": True, "pad_token_id": 0}
+    defaults = {"ctc_loss_reduction": "sum", "bos_token_id": 1, "eos_token_id": 2}
+    return Wav2Vec2ForCTC(
+        Wav2Vec2Config(**convolutions, **sizes, **rest, **groups, **norm, **defaults | options)
+    )
+
+
+def speech():
+    g = torch.Generator().manual_seed(2)
+    texts = ([3, 4], [1, 1, 2], [2])
+    lengths = (60, 80, 47)
+    return [
+        {"input_values": torch.randn(n, generator=g), "labels": text}
+        for n, text in zip(lengths, texts, strict=True)
+    ]
+
+
+def test_ctc_model_against_a_loop():
+    model, items = wav2vec2(), speech()
+    oracle = copy.deepcopy(model).double().eval()
+    expected = {n: torch.zeros_like(p) for n, p in oracle.named_parameters()}
+    for item in items:
+        oracle.zero_grad()
+        labels = torch.tensor([item["labels"]])
+        oracle(input_values=item["input_values"][None].double(), labels=labels).loss.backward()
+        for n, p in oracle.named_parameters():
+            expected[n] += 0 if p.grad is None else p.grad.square() / len(items)
+    assert_fisher_close(sequence_fisher(model, items, "empirical"), expected)
+
+
+def test_ctc_draws_do_not_depend_on_padding():
+    model, items = wav2vec2(), speech()
+    model.freeze_feature_encoder()
+    together = sequence_fisher(model, items, "sampled")
+    alone = sequence_fisher(model, items, "sampled", batch_size=1)
+    assert_fisher_close(together, {n: v.double() for n, v in alone.items()}, rtol=1e-4)
+    assert not any("feature_extractor" in name for name in together)
+
+
+@pytest.mark.parametrize("estimator", ["exact", "argmax"])
+def test_ctc_has_no_exact(estimator):
+    with pytest.raises(ValueError, match="impossible for CTC.*'sampled' or 'empirical'"):
+        sequence_fisher(wav2vec2(), speech(), estimator)
+
+
+def test_a_text_that_does_not_fit_its_sound():
+    items = speech()
+    items[0]["labels"] = [3] * 8
+    with pytest.raises(ValueError, match="8 symbols cannot be read off 9 frames"):
+        sequence_fisher(wav2vec2(), items, "empirical")
+    fisher = sequence_fisher(wav2vec2(ctc_zero_infinity=True), items, "empirical")
+    rest = sequence_fisher(wav2vec2(), items[1:], "empirical")
+    assert_fisher_close(fisher, {n: 2 / 3 * v.double() for n, v in rest.items()})
+
+
+# Consolidate
+
+
+def test_consolidate_measures_what_is_protected_and_nothing_else():
+    model, items = gpt2(), sequences()
+    model.transformer.wte.weight.requires_grad_(False)
+    ewc = EWC(model, lam=2.0, include="*c_attn*")
+    consolidate(ewc, items, "empirical")
+    expected = token_loop(model, items)
+    for name, value in ewc.importance.items():
+        assert torch.allclose(value.double(), expected[name], rtol=1e-4, atol=1e-9)
+        assert torch.equal(ewc.anchor[name], model.get_parameter(name))
+    frozen = [n for n, p in model.named_parameters() if not p.requires_grad]
+    assert frozen == ["transformer.wte.weight"]
+    consolidate(ewc, items, weight=3.0)
+    assert ewc.n_tasks == 2
+
+
+# Errors
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "sentence"),
+    [
+        ({"estimator": "batched"}, ValueError, "estimator must be one of sampled, empirical"),
+        ({"task": "translation"}, ValueError, "task must be one of causal_lm"),
+        ({"n_samples": 0}, ValueError, "n_samples must be at least 1"),
+        ({"batch_size": 0}, ValueError, "batch_size must be at least 1"),
+        ({"data": 3}, TypeError, "data must be a data set of dicts"),
+        ({"data": []}, ValueError, "empty"),
+        ({"data": [(1, 2)]}, TypeError, "items of data must be dicts"),
+        ({"data": iter([(1, 2)])}, TypeError, "data must yield batches as dicts"),
+        ({"data": [{"text": "a"}]}, ValueError, "must have one of input_ids"),
+        ({"data": {"input_ids": torch.zeros(3).long()}}, ValueError, "shape .sequences, length."),
+    ],
+)
+def test_errors_say_what_would_be_right(arguments, error, sentence):
+    with pytest.raises(error, match=sentence):
+        sequence_fisher(**{"model": gpt2(), "data": sequences(), **arguments})
+
+
+def test_the_task_is_told_by_the_name_of_the_class():
+    assert infer_task(gpt2()) == "causal_lm"
+    assert infer_task(wav2vec2()) == "ctc"
+    with pytest.raises(ValueError, match="pass task"):
+        infer_task(gpt2().transformer)
+
+
+def without(module, code):
+    """Run Python in which a module cannot be imported."""
+    block = f"import sys; sys.modules[{module!r}] = None\n{code}"
+    return subprocess.run([sys.executable, "-c", block], capture_output=True, text=True)
+
+
+def test_the_package_works_without_transformers():
+    code = "import ewc_tutorial, sys; print('peft' in sys.modules)"
+    result = without("transformers", code)
+    assert result.stdout.strip() == "False", result.stderr
+    result = without("transformers", "import ewc_tutorial.integrations.huggingface")
+    assert "pip install 'ewc-tutorial[huggingface]'" in result.stderr.splitlines()[-1]
+
+
+def test_without_peft_only_lora_is_missing():
+    code = (
+        "from ewc_tutorial.integrations.huggingface import LoraEWC\n"
+        "import torch\n"
+        "LoraEWC(torch.nn.Linear(2, 2))"
+    )
+    result = without("peft", code)
+    assert "pip install 'ewc-tutorial[huggingface]'" in result.stderr.splitlines()[-1]
