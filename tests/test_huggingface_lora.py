@@ -1,0 +1,332 @@
+"""EWC and LoRA: what the Fisher information of A and B says, and a penalty that means Δ = s·BA."""
+
+from __future__ import annotations
+
+import copy
+from itertools import pairwise
+
+import pytest
+import torch
+from fisher_oracle import assert_fisher_close
+
+pytest.importorskip("transformers")
+pytest.importorskip("peft")
+from peft import LoraConfig, get_peft_model
+from transformers import (
+    BertConfig,
+    BertForSequenceClassification,
+    GPT2Config,
+    GPT2LMHeadModel,
+    TrainingArguments,
+)
+
+from ewc_tutorial import EWC
+from ewc_tutorial.integrations.huggingface import (
+    EWCTrainer,
+    LoraEWC,
+    consolidate,
+    pad_batch,
+    sequence_fisher,
+)
+
+VOCABULARY = 7
+
+
+def gpt2(seed=0):
+    torch.manual_seed(seed)
+    sizes = {"n_positions": 16, "n_embd": 8, "n_layer": 1, "n_head": 2}
+    tokens = {"vocab_size": VOCABULARY, "bos_token_id": 0, "eos_token_id": 0}
+    return GPT2LMHeadModel(GPT2Config(**tokens, **sizes))
+
+
+def bert():
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2}
+    rest = {"intermediate_size": 12, "max_position_embeddings": 16, "num_labels": 3}
+    model = BertForSequenceClassification(BertConfig(vocab_size=VOCABULARY, **sizes, **rest))
+    with torch.no_grad():
+        for p in model.parameters():  # so that attention is not even
+            p.add_(0.4 * torch.randn_like(p))
+    return model
+
+
+def with_lora(model, fresh=False, **options):
+    """Return the model with an adapter on its attention, B = 0 if it is fresh."""
+    kind = isinstance(model, GPT2LMHeadModel)
+    defaults = {
+        "r": 2,
+        "lora_alpha": 6,
+        "target_modules": ["c_attn", "c_proj"] if kind else ["query", "value"],
+        "fan_in_fan_out": kind,
+    }
+    model = get_peft_model(model, LoraConfig(**{**defaults, **options}))
+    if not fresh:
+        shake(model, 0.3)
+    return model
+
+
+def shake(model, size, seed=7):
+    g = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for name, p in model.named_parameters():
+            if "lora_" in name:
+                p.add_(size * torch.randn(p.shape, generator=g).to(p))
+
+
+def sequences(n=6, seed=1, labels=False):
+    g = torch.Generator().manual_seed(seed)
+    lengths = torch.randint(4, 9, (n,), generator=g).tolist()
+    items = [{"input_ids": torch.randint(VOCABULARY, (k,), generator=g)} for k in lengths]
+    extra = [
+        {"label": i % 3} if labels else {"labels": x["input_ids"]} for i, x in enumerate(items)
+    ]
+    return [item | more for item, more in zip(items, extra, strict=True)]
+
+
+@pytest.fixture(params=["Conv1D", "Linear"])
+def adapted(request):
+    """A model whose LoRA layers are stored as (in, out), or as (out, in), and data for it."""
+    if request.param == "Conv1D":
+        return with_lora(gpt2()), sequences()
+    return with_lora(bert()), sequences(labels=True)
+
+
+def consolidated(model, data, cls=LoraEWC, lam=5.0):
+    ewc = cls(model, lam=lam)
+    consolidate(ewc, data, "empirical")
+    return ewc
+
+
+# What is trained, and its Fisher information
+
+
+def test_a_fresh_adapter_has_no_fisher_information_of_A():  # noqa: N802
+    model = with_lora(gpt2(), fresh=True)
+    for estimator in ("empirical", "sampled", "exact"):
+        fisher = sequence_fisher(model, sequences(), estimator)
+        assert fisher
+        assert all("lora_" in name for name in fisher)  # nothing frozen is measured
+        for name, value in fisher.items():
+            assert (value == 0).all() if "lora_A" in name else (value > 0).any(), name
+
+
+def test_parameter_space_penalty_does_not_hold_A():  # noqa: N802
+    model = with_lora(gpt2(), fresh=True)
+    ewc = consolidated(model, sequences(), EWC)
+    with torch.no_grad():
+        for name, p in model.named_parameters():
+            if "lora_A" in name:
+                p.add_(100.0)
+    assert ewc.penalty().item() == 0.0
+
+
+def test_fisher_of_the_frozen_weight_is_that_of_the_merged_model(adapted):
+    model, data = adapted
+    ewc = consolidated(model, data)
+    merged = copy.deepcopy(model).merge_and_unload()
+    fisher = sequence_fisher(merged.requires_grad_(True), data, "empirical")
+    expected = {
+        name: fisher[name.removeprefix("base_model.model.").replace(".base_layer", "")].double()
+        for name in ewc.names
+    }
+    assert_fisher_close(ewc.importance, expected)
+    assert all(p.requires_grad == ("lora_" in n) for n, p in model.named_parameters())
+
+
+def test_delta_is_what_merging_adds(adapted):
+    model, data = adapted
+    ewc = consolidated(model, data)
+    merged = dict(copy.deepcopy(model).merge_and_unload().named_parameters())
+    for name, delta in ewc.delta().items():
+        frozen = model.get_parameter(name)
+        after = merged[name.removeprefix("base_model.model.").replace(".base_layer", "")]
+        assert torch.allclose(frozen + delta, after, atol=1e-6)
+        assert torch.allclose(ewc.anchor[name], delta)
+
+
+# The penalty
+
+
+def by_hand(ewc, lam):
+    """Return λ/2 Σ F (Δ − Δ*)², multiplied out."""
+    total = 0.0
+    for name, layer in ewc._layers.items():
+        A, B = layer.lora_A["default"].weight, layer.lora_B["default"].weight
+        delta = 3.0 * (B @ A)  # s = alpha / r = 6 / 2
+        delta = delta.T if ewc.anchor[name].shape != delta.shape or layer.fan_in_fan_out else delta
+        total = total + (ewc.importance[name] * (delta - ewc.anchor[name]) ** 2).sum()
+    return lam / 2 * total
+
+
+def test_penalty_and_its_gradient_by_finite_differences(adapted):
+    model, data = adapted
+    model = model.double()
+    ewc = consolidated(model, data)
+    assert ewc.penalty().item() == pytest.approx(0.0, abs=1e-20)
+    shake(model, 0.5)
+    assert ewc.penalty().item() == pytest.approx(by_hand(ewc, 5.0).item(), rel=1e-10)
+    ewc.add_gradient_()
+    for name, p in model.named_parameters():
+        if "lora_" not in name:
+            assert p.grad is None
+            continue
+        for place in ((0, 0), (-1, -1), (0, 1)):
+            h, values = 1e-5, []
+            for step in (h, -2 * h):
+                p.data[place] += step
+                values.append(ewc.penalty().item())
+            p.data[place] += h
+            difference = (values[0] - values[1]) / (2 * h)
+            assert p.grad[place].item() == pytest.approx(difference, rel=1e-5, abs=1e-9)
+    before = {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
+    ewc.add_gradient_()
+    assert all(torch.allclose(model.get_parameter(n).grad, 2 * g) for n, g in before.items())
+
+
+def test_the_penalty_sees_the_function_and_not_the_factors(adapted):
+    model, data = adapted
+    ours, theirs = consolidated(model, data), consolidated(model, data, EWC)
+    with torch.no_grad():
+        for layer in ours._layers.values():
+            layer.lora_A["default"].weight.mul_(4.0)
+            layer.lora_B["default"].weight.div_(4.0)
+    assert ours.penalty().item() == pytest.approx(0.0, abs=1e-8)
+    assert theirs.penalty().item() > 1e-3
+
+
+def test_two_tasks_add_up(adapted):
+    model, data = adapted
+    ewc = LoraEWC(model, lam=2.0)
+    parts = []
+    for seed in (1, 2):
+        shake(model, 0.2, seed)
+        consolidate(ewc, data[seed:], "empirical")
+        alone = LoraEWC(model, lam=2.0)
+        consolidate(alone, data[seed:], "empirical")
+        parts.append(alone)
+    shake(model, 0.2, 3)
+    expected = sum(part.penalty().item() for part in parts)
+    assert ewc.penalty().item() == pytest.approx(expected, rel=1e-4)
+
+
+# The proximal step
+
+
+def objective(ewc, weights, model, lr):
+    change = sum((model.get_parameter(n) - w).square().sum() for n, w in weights.items())
+    return ewc.penalty() + change / (2 * lr)
+
+
+def test_each_half_of_the_proximal_step_is_exact(adapted):
+    model, data = adapted
+    model = model.double()
+    ewc = consolidated(model, data)
+    for free in ("lora_B", "lora_A"):
+        shake(model, 0.5)
+        trainable = {n: p for n, p in model.named_parameters() if "lora_" in n}
+        for name, p in trainable.items():
+            p.requires_grad_(free in name)
+        before = {n: p.detach().clone() for n, p in trainable.items()}
+        ewc.proximal_step_(0.3)
+        moved = [p for n, p in trainable.items() if free in n]
+        gradients = torch.autograd.grad(objective(ewc, before, model, 0.3), moved)
+        for gradient, p in zip(gradients, moved, strict=True):
+            assert gradient.abs().max() < 1e-10
+            assert p.requires_grad
+        for name, p in trainable.items():
+            assert torch.equal(p, before[name]) == (free not in name)
+            p.requires_grad_(True)
+
+
+def test_a_small_proximal_step_is_a_gradient_step(adapted):
+    model, data = adapted
+    model = model.double()
+    ewc = consolidated(model, data)
+    shake(model, 0.5)
+    ewc.add_gradient_()
+    lr = 1e-9
+    before = {n: p.detach().clone() for n, p in model.named_parameters() if "lora_" in n}
+    ewc.proximal_step_(lr)
+    for name, value in before.items():
+        p = model.get_parameter(name)
+        assert torch.allclose((value - p) / lr, p.grad, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("lam", [1.0, 1e4, 1e9])
+def test_the_proximal_step_never_raises_the_penalty(adapted, lam):
+    model, data = adapted
+    ewc = consolidated(model, data, lam=lam)
+    shake(model, 0.5)
+    values = [ewc.penalty().item()]
+    for _ in range(20):
+        ewc.proximal_step_(0.1)
+        values.append(ewc.penalty().item())
+    assert all(b <= a * (1 + 1e-5) + 1e-9 * values[0] for a, b in pairwise(values))
+    assert values[-1] < (0.1 if lam == 1e9 else 1.0) * values[0]
+
+
+# As EWC
+
+
+def test_what_is_trainable_besides_the_adapter_is_protected_as_it_is():
+    model = with_lora(bert(), modules_to_save=["classifier"])
+    ewc = consolidated(model, sequences(labels=True))
+    heads = [name for name in ewc.names if "classifier" in name]
+    assert len(heads) == 2
+    head = model.get_parameter(heads[0])
+    with torch.no_grad():
+        head.add_(1.0)
+    assert ewc.penalty().item() == pytest.approx(2.5 * ewc.importance[heads[0]].sum().item())
+    ewc.lam = 1e12
+    ewc.proximal_step_(0.1)
+    assert torch.allclose(
+        head[ewc.importance[heads[0]] > 1e-6].mean(), ewc.anchor[heads[0]].mean(), atol=0.2
+    )
+
+
+def test_state_moves_to_another_adapter(adapted):
+    model, data = adapted
+    ewc = consolidated(model, data)
+    other = copy.deepcopy(model)
+    loaded = LoraEWC(other)
+    loaded.load_state_dict(ewc.state_dict())
+    shake(model, 0.2)
+    shake(other, 0.2)
+    assert loaded.penalty().item() == pytest.approx(ewc.penalty().item(), rel=1e-6)
+    assert LoraEWC(other, include="*attn*" if "c_attn" in str(ewc.names) else "*query*").names
+
+
+@pytest.mark.parametrize("update", ["gradient", "proximal"])
+def test_in_the_trainer(tmp_path, update):
+    model = with_lora(gpt2(), fresh=True)
+    ewc = consolidated(model, sequences(), lam=1e5)
+    frozen = {n: p.clone() for n, p in model.named_parameters() if "lora_" not in n}
+    options = {"report_to": "none", "disable_tqdm": True, "use_cpu": True, "logging_steps": 1}
+    rest = {"save_strategy": "epoch", "learning_rate": 1e-2, "num_train_epochs": 2}
+    trainer = EWCTrainer(
+        model,
+        TrainingArguments(str(tmp_path), per_device_train_batch_size=3, **options, **rest),
+        data_collator=pad_batch,
+        train_dataset=sequences(seed=5),
+        ewc=ewc,
+        ewc_update=update,
+    )
+    trainer.train()
+    assert all(torch.equal(model.get_parameter(n), p) for n, p in frozen.items())
+    saved = torch.load(tmp_path / "checkpoint-4" / "ewc.pt", weights_only=True)
+    assert saved.keys() == ewc.state_dict().keys()
+    resumed = trainer.train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
+    assert resumed.global_step == 4
+
+
+def test_errors_say_what_would_be_right():
+    with pytest.raises(ValueError, match="no LoRA adapter 'default'.*get_peft_model"):
+        LoraEWC(gpt2())
+    with pytest.raises(ValueError, match="no LoRA adapter 'mine'"):
+        LoraEWC(with_lora(gpt2()), adapter="mine")
+    with pytest.raises(ValueError, match="another kind"):
+        LoraEWC(with_lora(bert(), use_dora=True))
+    with pytest.raises(ValueError, match="another kind .Embedding"):
+        LoraEWC(with_lora(bert(), target_modules=["word_embeddings"]))
+    with pytest.raises(ValueError, match="matches no trainable"):
+        LoraEWC(with_lora(gpt2()), include="nothing")
