@@ -229,6 +229,8 @@ def learn_scenario(
     estimator: str = "exact",
     fisher_at: str = "end",
     every: int = 5,
+    n_samples: int | None = None,
+    fisher_batch_size: int | None = None,
     evaluations: int = 10,
     seed: int = 0,
 ) -> History:
@@ -247,6 +249,8 @@ def learn_scenario(
         lr, batch_size, optimizer, update, estimator, evaluations, seed: as there.
         fisher_at: ``"end"`` measures the Fisher information after each task, ``"during"`` takes
             the mean over the task's training, measured after ``every`` steps.
+        n_samples, fisher_batch_size: samples, and samples at a time, of the measurement at the
+            end; see :func:`~ewc_tutorial.fisher.fisher_diagonal`.
 
     Raises:
         ValueError: an argument is out of range or tasks and network do not fit.
@@ -290,7 +294,7 @@ def learn_scenario(
         options = {"steps": steps, "lr": lr, "batch_size": batch_size, "optimizer": optimizer}
         options |= {"generator": order, "on_step": on_step}
         if joint:
-            model, data, loss = _joint(net, tasks[: index + 1])
+            model, data, loss = joint_problem(net, tasks[: index + 1])
             train(model, data, loss=loss, **options)
         else:
             train(net, task, ewc=ewc, update=update, **options)
@@ -299,7 +303,13 @@ def learn_scenario(
         if moving is not None:
             ewc.merge(moving.mean())
         elif ewc is not None:
-            ewc.consolidate(task, estimator, generator=labels)
+            ewc.consolidate(
+                task,
+                estimator,
+                n_samples=n_samples,
+                batch_size=fisher_batch_size,
+                generator=labels,
+            )
         consolidate_seconds.append(watch.seconds())
         done += steps
         boundaries.append(done)
@@ -338,7 +348,7 @@ class _AllHeads(nn.Module):
         return self.net.all_logits(x)
 
 
-def _joint(
+def joint_problem(
     net: ScenarioNet, tasks: Sequence[Task]
 ) -> tuple[nn.Module, TensorDataset, Callable[[Tensor, Tensor], Tensor]]:
     """Return model, data and loss for learning all these tasks at once, each with its own head."""

@@ -7,8 +7,8 @@ trained on by another.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -180,6 +180,7 @@ def split_tasks(
     seed: int = 0,
     *,
     relabel: bool = False,
+    order: Sequence[int] | None = None,
     n_train: int | None = None,
     n_test: int | None = None,
     flatten: bool = True,
@@ -191,17 +192,23 @@ def split_tasks(
         n_tasks: must divide the ten classes: 1, 2, 5 or 10.
         relabel: number the classes of each task from 0 (task- and domain-incremental learning);
             otherwise the digits keep their labels (class-incremental learning).
+        order: the ten digits in the order in which they come; their labels are then their places
+            in it. ``None`` is 0 to 9.
 
     The other arguments and errors are those of :func:`permuted_tasks`.
     """
     _check_count("n_tasks", n_tasks)
     if 10 % n_tasks:
         raise ValueError(f"n_tasks must divide the ten classes (1, 2, 5 or 10), not {n_tasks}.")
+    order = list(range(10) if order is None else order)
+    if sorted(order) != list(range(10)):
+        raise ValueError(f"order must hold each of the digits 0 to 9 once, not {order!r}.")
     images = _load(dataset, seed, n_train, n_test, download)
+    place = torch.tensor(order).argsort()
+    images = replace(images, y_train=place[images.y_train], y_test=place[images.y_test])
     size = 10 // n_tasks
     tasks = []
     for first in range(0, 10, size):
-        classes = range(first, first + size)
         shift = first if relabel else 0
 
         def part(x: Tensor, y: Tensor, first: int = first, shift: int = shift):
@@ -209,7 +216,7 @@ def split_tasks(
             return x[kept], y[kept] - shift
 
         subset = _Images(*part(images.x_train, images.y_train), *part(images.x_test, images.y_test))
-        tasks.append(subset.task("/".join(map(str, classes)), flatten=flatten))
+        tasks.append(subset.task("/".join(map(str, order[first : first + size])), flatten=flatten))
     return tasks
 
 

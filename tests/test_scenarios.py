@@ -251,9 +251,9 @@ def test_joint_training_learns_every_task_with_its_own_head():
 
 def test_joint_loss_is_that_of_each_samples_own_head():
     net, tasks = tiny_net("task"), tiny_tasks("task")
-    from ewc_tutorial.scenarios import _joint
+    from ewc_tutorial.scenarios import joint_problem
 
-    model, data, loss = _joint(net, tasks)
+    model, data, loss = joint_problem(net, tasks)
     x, y = data.tensors
     total = 0.0
     for index, task in enumerate(tasks):
