@@ -400,3 +400,26 @@ def grown_head_penalty(weight: Tensor, anchor: Tensor, fisher: Tensor, lam: floa
     for row in range(len(anchor)):
         total = total + (fisher[row] * (weight[row] - anchor[row]) ** 2).sum()
     return lam / 2 * total
+
+
+# --- 12 Does it reproduce? ------------------------------------------------------------------
+
+
+def standard_errors_apart(values: list[float], published: float, published_se: float) -> float:
+    """Return how many standard errors the mean of ``values`` lies above a published mean.
+
+    ``published_se`` is the published mean's own standard error, independent of ours.
+    """
+    n = len(values)
+    mean = sum(values) / n
+    variance = sum((value - mean) ** 2 for value in values) / (n - 1)
+    return (mean - published) / math.sqrt(variance / n + published_se**2)
+
+
+def paired_difference(a: list[float], b: list[float]) -> tuple[float, float]:
+    """Return the mean of a − b and its standard error; ``a[i]`` and ``b[i]`` share a seed."""
+    differences = [x - y for x, y in zip(a, b, strict=True)]
+    n = len(differences)
+    mean = sum(differences) / n
+    variance = sum((d - mean) ** 2 for d in differences) / (n - 1)
+    return mean, math.sqrt(variance / n)
