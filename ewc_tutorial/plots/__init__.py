@@ -58,6 +58,7 @@ from ewc_tutorial.plots.penalty import (
     trade_off,
     two_bowls,
 )
+from ewc_tutorial.plots.reproduction import forest, lam_choice
 from ewc_tutorial.plots.scenarios import answered_tasks, logit_paths, recovery, scenario_dots
 from ewc_tutorial.plots.start import image_row, learning_in_sequence
 from ewc_tutorial.plots.style import (
@@ -89,12 +90,14 @@ __all__ = [
     "curves_by_lambda",
     "fisher_along_training",
     "fisher_scatter",
+    "forest",
     "forgetting_curves",
     "frontier",
     "guide_slope",
     "image_row",
     "importance_histograms",
     "label_panels",
+    "lam_choice",
     "lam_ladder",
     "lambda_curves",
     "lambda_positions",
