@@ -9,7 +9,7 @@ On a model of your own::
     ewc.proximal_step_(lr)             # while training the next, after optimizer.step()
 """
 
-from ewc_tutorial.diagnose import diagnose
+from ewc_tutorial.diagnosis import diagnose
 from ewc_tutorial.ewc import EWC, L2
 from ewc_tutorial.exercises import check, reveal
 from ewc_tutorial.fisher import fisher_diagonal

@@ -1,6 +1,6 @@
 """Where a Fisher diagonal comes from: compares it with what common programs would have measured.
 
-A helper of ``diagnose.py``. Two measures are used. The *residual* ‖F − cG‖ / ‖F‖ at the best factor
+Two measures are used. The *residual* ‖F − cG‖ / ‖F‖ at the best factor
 c says whether F has the pattern of G: on the same samples it is rounding error, so that c is sharp,
 too. An F of drawn labels or of a subset fits no candidate that well; then only gross differences
 count: another pattern, or a total beyond every honest estimator's.

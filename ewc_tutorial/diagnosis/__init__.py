@@ -1,0 +1,134 @@
+"""Looks for the mistakes of notebook 08 in a reader's own set-up, without changing anything.
+
+For the package's own class: ``print(diagnose(model, ewc, old_data))``. For any other program:
+``diagnose(model, data=old_data, fisher=fisher, anchor=anchor, penalty=penalty, lam=100)``.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from ewc_tutorial.diagnosis.measured import check_checkpoint, check_fisher, check_measure
+from ewc_tutorial.diagnosis.moving import check_backward, check_penalty, check_step
+from ewc_tutorial.diagnosis.report import Diagnosis, Finding, Tensors
+from ewc_tutorial.diagnosis.stored import check_live, check_names, check_tensors
+from ewc_tutorial.ewc import EWC
+
+__all__ = ["Diagnosis", "Finding", "diagnose"]
+
+
+def diagnose(
+    model: nn.Module,
+    ewc: Any = None,
+    data: Any = None,
+    *,
+    new_data: Any = None,
+    fisher: Tensors | None = None,
+    anchor: Tensors | None = None,
+    penalty: Callable[..., Any] | None = None,
+    backward: Callable[[], Any] | None = None,
+    measure: Callable[..., Tensors] | None = None,
+    checkpoint: Tensors | None = None,
+    lam: float | None = None,
+    lr: float | None = None,
+    batch_size: int | None = None,
+    n_samples: int | None = 2000,
+    **options: Any,
+) -> Diagnosis:
+    """Look for known mistakes in an EWC set-up; nothing is changed, random states included.
+
+    The best moment is right after the old task has been consolidated.
+
+    Args:
+        model: the network, as it is trained.
+        ewc: an :class:`~ewc_tutorial.ewc.EWC`, or any object with mappings ``fisher`` (or
+            ``importance``) and ``anchor``, and perhaps ``penalty`` and ``lam``.
+        data: the old task's, in any form that :func:`~ewc_tutorial.fisher.fisher_diagonal` takes.
+        new_data: the next task's, to tell whether F was measured on that.
+        fisher, anchor: by parameter name, instead of those of ``ewc``.
+        penalty: returns the penalty as it enters the loss, called as ``penalty()`` or
+            ``penalty(model)``. If you multiply by λ outside of it, pass ``lam=1``.
+        backward: does what your training does between ``zero_grad()`` and ``optimizer.step()``, on
+            fixed samples. The anchor is shifted to see how strongly the springs pull, so it has to
+            use the very tensors of ``anchor``.
+        measure: your own function that measures F, called as ``measure(model, batches)`` with a
+            list of batches (x, y). F must not change with the size of the batches, the model's mode
+            or a second copy of the data.
+        checkpoint: the weights as they were saved at the end of the old task, by parameter name.
+        lam: λ, instead of that of ``ewc``.
+        lr: the learning rate, if the penalty enters the loss or the gradient (not for proximal
+            steps): tells whether training would diverge.
+        batch_size: of training; default: the data loader's, or 32.
+        n_samples: use so many samples of each data set. Where F was measured on all and this takes
+            all, the scale of F is checked to 0.2 %, else only to a factor of about four.
+        options: ``likelihood``, ``classes``, ``ignore_index`` or ``variance``, with which F was
+            measured.
+
+    Returns:
+        The findings, which print as one sentence each.
+
+    Raises:
+        ValueError: neither ``ewc`` nor both of ``fisher`` and ``anchor`` are given.
+    """
+    fisher, anchor, penalty, lam = _parts(ewc, fisher, anchor, penalty, lam)
+    if fisher is None or anchor is None:
+        raise ValueError("give ewc, or both fisher and anchor as mappings by parameter name.")
+    if isinstance(ewc, EWC) and not ewc.n_tasks:
+        report = Diagnosis()
+        report.findings.append(
+            Finding(
+                "nothing consolidated",
+                "no task has been consolidated, so the penalty is zero",
+                "call ewc.consolidate(old_data) after the old task",
+            )
+        )
+        return report
+    report = Diagnosis()
+    parameters = dict(model.named_parameters())
+    with _random_states():
+        usable = check_names(report, parameters, fisher, anchor)
+        usable = check_tensors(report, parameters, fisher, anchor, usable)
+        live = check_live(report, parameters, anchor, usable)
+        S = {name: fisher[name] for name in usable}
+        mu = {name: anchor[name] for name in usable}
+        check_fisher(
+            report, model, ewc, data, new_data, S, mu, live, batch_size, n_samples, options
+        )
+        check_measure(report, model, data, measure, options)
+        check_checkpoint(report, ewc, mu, checkpoint)
+        factor = check_penalty(report, model, parameters, S, penalty, lam, live)
+        check_backward(report, model, parameters, S, mu, backward, lam, live, factor)
+        check_step(report, S, lam, lr)
+    return report
+
+
+def _parts(ewc: Any, fisher: Any, anchor: Any, penalty: Any, lam: Any) -> tuple[Any, ...]:
+    def first(*names: str) -> Any:
+        return next((getattr(ewc, n) for n in names if hasattr(ewc, n)), None)
+
+    if ewc is not None:
+        fisher = first("importance", "fisher") if fisher is None else fisher
+        anchor = first("anchor", "params") if anchor is None else anchor
+        penalty = first("penalty") if penalty is None else penalty
+        lam = first("lam") if lam is None else lam
+    return fisher, anchor, penalty, lam
+
+
+@contextmanager
+def _random_states() -> Iterator[None]:
+    """Leave the random states of Python, NumPy and PyTorch as they were."""
+    python, numpy = random.getstate(), np.random.get_state()
+    cuda = torch.cuda.device_count() if torch.cuda.is_initialized() else 0
+    try:
+        with torch.random.fork_rng(devices=range(cuda)):
+            yield
+    finally:
+        random.setstate(python)
+        np.random.set_state(numpy)

@@ -1,0 +1,54 @@
+"""What a diagnosis says."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+
+from torch import Tensor
+
+Tensors = Mapping[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing that is wrong: printed as a sentence."""
+
+    name: str
+    measured: str
+    advice: str
+
+    def __str__(self) -> str:
+        return f"{self.name}: {self.measured}; {self.advice}."
+
+
+@dataclass(repr=False)
+class Diagnosis:
+    """What :func:`diagnose` found, what it looked at, and what it could not look at.
+
+    Attributes:
+        findings: empty if nothing was found.
+        checked: names of the checks that were made.
+        skipped: check → what it would need.
+    """
+
+    findings: list[Finding] = field(default_factory=list)
+    checked: list[str] = field(default_factory=list)
+    skipped: dict[str, str] = field(default_factory=dict)
+
+    def __iter__(self) -> Iterator[Finding]:
+        return iter(self.findings)
+
+    def __len__(self) -> int:
+        return len(self.findings)
+
+    def __bool__(self) -> bool:
+        """True if anything was found."""
+        return bool(self.findings)
+
+    def __repr__(self) -> str:
+        lines = [f"✗ {finding}" for finding in self.findings]
+        if not lines:
+            lines = [f"✓ Nothing found. Checked: {', '.join(self.checked)}."]
+        lines += [f"○ Not checked: {check} ({why})." for check, why in self.skipped.items()]
+        return "\n".join(lines)
