@@ -9,6 +9,7 @@ again, so the script can be stopped at any time and goes on where it was. λ is 
 What is published, and where each protocol comes from:
 
 split     Split MNIST in three scenarios: none, EWC and joint (van de Ven et al. 2022, table 2).
+domain_seeds  Further seeds, from 5 on, of its domain-incremental scenario.
 fisher    Ways to compute the Fisher information, each with its own λ (van de Ven 2025).
 panel_a   Test accuracy on three permuted tasks (Kirkpatrick et al. 2017, figure 2A).
 panel_b   Mean accuracy over up to ten permuted tasks (figure 2B).
@@ -139,6 +140,8 @@ def run_split(run: Run, device: str) -> tuple[float, History | None, Any]:
     if run.method == "joint":
         # Once on the data of all tasks, with the steps of one: 2,000, as in the authors' code.
         return _jointly(net, tasks, options), None, None
+    if run.method == "joint, 10000 steps":
+        return _jointly(net, tasks, options | {"steps": 10_000}), None, None
     ewc = EWC(net, run.lam, exclude=net.exclude) if run.method == "EWC" else None
     history = learn_scenario(net, tasks, ewc, **options)
     return history.accuracy[-1].mean(), history, history.accuracy.round(4).tolist()
@@ -238,6 +241,8 @@ EXPERIMENTS: dict[str, Callable[[Run, str], tuple[float, History | None, Any]]] 
     "permuted": run_permuted,
 }
 
+NAMES = {*EXPERIMENTS, "domain_seeds"}
+
 
 def tuning_runs(only: list[str], steps: str) -> list[Run]:
     """Return the runs that λ is chosen from."""
@@ -271,6 +276,10 @@ def reported_runs(only: list[str], seeds: range, steps: str, best: dict) -> Iter
         if experiment == "split":
             for scenario, lam in PUBLISHED_LAM.items():
                 yield Run(experiment, scenario, "EWC", lam, seed)
+            yield Run(experiment, "class", "joint, 10000 steps", 0.0, seed)
+        if experiment == "domain_seeds":  # how much depends on which digits form a pair
+            for method, lam in (("none", 0.0), ("EWC", PUBLISHED_LAM["domain"])):
+                yield Run("split", "domain", method, lam, 5 + seed)
         if experiment == "panel_c":
             for region in ("8", "26"):
                 yield Run(experiment, region, "EWC", best["panel_a", "", "EWC"], seed)
@@ -347,8 +356,8 @@ def main() -> None:
     parser.add_argument("--list", action="store_true", help="say what is still to do")
     arguments = parser.parse_args()
     only = arguments.only.split(",")
-    if unknown := set(only) - EXPERIMENTS.keys():
-        parser.error(f"--only must name some of {', '.join(EXPERIMENTS)}, not {unknown}")
+    if unknown := set(only) - NAMES:
+        parser.error(f"--only must name some of {', '.join(sorted(NAMES))}, not {unknown}")
     tuning = [] if arguments.no_tuning else tuning_runs(only, arguments.steps)
     if arguments.list:
         print(*missing(tuning), sep="\n")
