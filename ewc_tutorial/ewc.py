@@ -126,7 +126,12 @@ class EWC(nn.Module):
         self.merge(fisher_diagonal(self._model, data, estimator, **options), weight)
 
     @torch.no_grad()
-    def merge(self, fisher: Mapping[str, Tensor], weight: float = 1.0) -> None:
+    def merge(
+        self,
+        fisher: Mapping[str, Tensor],
+        weight: float = 1.0,
+        at: Mapping[str, Tensor] | None = None,
+    ) -> None:
         """Take a task in, given its Fisher diagonal at the model's present weights.
 
         Args:
@@ -134,10 +139,12 @@ class EWC(nn.Module):
                 names are ignored.
             weight: multiplies this task's Fisher (its weight in the mean under ``average``). Use
                 N_t over the mean number of samples for tasks of different sizes.
+            at: per parameter name the weights at which the Fisher was measured, if these are not
+                the model's present ones.
 
         Raises:
             ValueError: a protected parameter has no Fisher, or one that is not finite, negative or
-                of another shape; nothing is changed then.
+                of another shape, or the same of ``at``; nothing is changed then.
         """
         weight = _non_negative("weight", weight)
         updates = []
@@ -146,9 +153,11 @@ class EWC(nn.Module):
         for name, parameter in self._protected().items():
             S, anchor = self.importance[name], self.anchor[name]
             F = _checked_fisher(fisher, name, parameter).to(S) * weight
-            here = parameter.detach().to(anchor)
+            here = (parameter if at is None else _checked_weights(at, name, parameter)).detach()
+            here = here.to(anchor)
             if not here.isfinite().all():
-                raise ValueError(f"Parameter {name!r} of the model is not finite.")
+                where = "of the model" if at is None else "in at"
+                raise ValueError(f"Parameter {name!r} {where} is not finite.")
             if self.rule == "separate":
                 total = S + F
                 share = torch.where(total > 0, F / total, 1.0)
@@ -166,6 +175,12 @@ class EWC(nn.Module):
             self.anchor[name].copy_(anchor)
         self._constant, self._total_weight = constant, total_weight
         self.n_tasks += 1
+
+    def reset(self) -> None:
+        """Forget everything that was consolidated; λ, the rule and the names stay."""
+        for buffer in self.buffers():
+            buffer.zero_()
+        self.n_tasks, self._constant, self._total_weight, self._pull = 0, 0.0, 0.0, None
 
     @torch.no_grad()
     def grow_(self) -> None:
@@ -448,3 +463,14 @@ def _checked_fisher(fisher: Mapping[str, Tensor], name: str, parameter: Tensor) 
     if not F.isfinite().all() or (F < 0).any():
         raise ValueError(f"fisher[{name!r}] must be finite and not negative.")
     return F
+
+
+def _checked_weights(at: Mapping[str, Tensor], name: str, parameter: Tensor) -> Tensor:
+    if name not in at:
+        raise ValueError(f"at has no entry for {name!r}, which is protected.")
+    if at[name].shape != parameter.shape:
+        raise ValueError(
+            f"at[{name!r}] has shape {tuple(at[name].shape)}, but the parameter has "
+            f"{tuple(parameter.shape)}."
+        )
+    return at[name]

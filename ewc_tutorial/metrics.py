@@ -89,6 +89,36 @@ def fisher_overlap(F1: Any, F2: Any) -> float:
     return float(1 - 0.5 * np.square(roots[0] - roots[1]).sum())
 
 
+def disagreement(logits: ArrayLike, others: ArrayLike) -> float:
+    """Return the share of inputs that two networks put into different classes.
+
+    Args:
+        logits, others: ``(N, C)``; probabilities do as well.
+    """
+    p, q = _pair(logits, others)
+    return float((p.argmax(axis=1) != q.argmax(axis=1)).mean())
+
+
+def mean_kl(logits: ArrayLike, others: ArrayLike) -> float:
+    """Return the mean over inputs of KL(p ‖ q) in nats; p has the first logits, q the second.
+
+    Args:
+        logits, others: ``(N, C)``.
+    """
+    p, q = (a - np.logaddexp.reduce(a, axis=1, keepdims=True) for a in _pair(logits, others))
+    return float((np.exp(p) * (p - q)).sum(axis=1).mean())
+
+
+def _pair(logits: ArrayLike, others: ArrayLike) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    p, q = (
+        np.asarray(a.detach().cpu() if hasattr(a, "detach") else a, dtype=float)
+        for a in (logits, others)
+    )
+    if p.ndim != 2 or p.shape != q.shape or not p.size:
+        raise ValueError(f"Both need logits of one shape (N, C), not {p.shape} and {q.shape}.")
+    return p, q
+
+
 def _matrix(R: ArrayLike) -> NDArray[np.float64]:
     R = np.asarray(R, dtype=float)
     if R.ndim != 2 or R.shape[0] != R.shape[1] or not R.size:
