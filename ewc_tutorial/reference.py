@@ -402,6 +402,51 @@ def grown_head_penalty(weight: Tensor, anchor: Tensor, fisher: Tensor, lam: floa
     return lam / 2 * total
 
 
+# --- 11 Forgetting on purpose ---------------------------------------------------------------
+
+
+def left_of_update(delta: Tensor, H: Tensor, lr: float, steps: int) -> Tensor:
+    """Return what is left of an earlier task's update after gradient descent on a later task.
+
+    The later task's loss is a bowl, ½ (θ − b)ᵀ H (θ − b). Two descents on it, one from θ and one
+    from θ + Δ, differ after k steps of size η by (I − ηH)ᵏ Δ.
+
+    ``delta`` is Δ ``(D,)``, ``H`` is ``(D, D)``, ``lr`` is η, ``steps`` is k.
+    """
+    for _ in range(steps):
+        delta = delta - lr * H @ delta
+    return delta
+
+
+def drop_task(S: Tensor, mu: Tensor, F: Tensor, theta: Tensor) -> tuple[Tensor, Tensor]:
+    """Take one task's spring F around θ_t out of S = Σ F_t around μ = Σ F_t θ_t / S; all ``(P,)``.
+
+    Return S′ and μ′. Where no other task has a spring, S′ is 0; μ′ is set to 0 there.
+    """
+    kept, anchor = [], []
+    for i in range(len(S)):
+        stiffness = S[i] - F[i]
+        pull = S[i] * mu[i] - F[i] * theta[i]
+        kept.append(stiffness)
+        anchor.append(pull / stiffness if stiffness > 0 else torch.zeros_like(pull))
+    return torch.stack(kept), torch.stack(anchor)
+
+
+def disagreement_in_spreads(answers: Tensor, retrained: Tensor) -> float:
+    """Return how far a network is from retrained ones, in units of their own spread.
+
+    ``answers`` ``(N,)`` are its classes for N inputs, ``retrained`` ``(R, N)`` those of R networks
+    that were retrained in the same way. The mean share of inputs on which it disagrees with a
+    retrained one is divided by the mean over all pairs of *different* retrained ones.
+    """
+    R = len(retrained)
+    to_them = [(answers != one).double().mean() for one in retrained]
+    among_them = [
+        (retrained[i] != retrained[j]).double().mean() for i in range(R) for j in range(i)
+    ]
+    return (sum(to_them) / len(to_them) / (sum(among_them) / len(among_them))).item()
+
+
 # --- 12 Does it reproduce? ------------------------------------------------------------------
 
 

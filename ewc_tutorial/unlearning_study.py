@@ -21,7 +21,7 @@ from ewc_tutorial import metrics
 from ewc_tutorial.ewc import EWC
 from ewc_tutorial.protocol import PROTOCOL
 from ewc_tutorial.tasks import Task, permuted_tasks
-from ewc_tutorial.training import accuracies, count_steps, train
+from ewc_tutorial.training import accuracies, train
 from ewc_tutorial.unlearning import TaskMemory
 
 METHODS = ("plain", "EWC")
@@ -35,8 +35,10 @@ class Study:
         n_tasks: number of tasks.
         seed: of the split, the permutations, the initial weights and the batches.
         method: ``"EWC"``, or ``"plain"`` for fine-tuning without a penalty.
-        hidden: widths of the hidden layers; the protocol's if ``None``.
-        epochs: per task; the protocol's if ``None``.
+        epochs: per task.
+
+    Raises:
+        ValueError: the method is unknown.
     """
 
     n_tasks: int = 3
@@ -44,28 +46,35 @@ class Study:
     method: str = "EWC"
     epochs: int = PROTOCOL.epochs
 
+    def __post_init__(self) -> None:
+        if self.method not in METHODS:
+            raise ValueError(f"method must be one of {', '.join(METHODS)}, not {self.method!r}.")
+
     @property
     def tasks(self) -> list[Task]:
         return permuted_tasks(self.n_tasks, seed=self.seed)
 
     def learn(
-        self, without: int | None = None, order: int = 0, folder: str | None = None
+        self,
+        without: int | None = None,
+        order: int = 0,
+        init: int | None = None,
+        folder: str | None = None,
     ) -> TaskMemory:
         """Learn the tasks one after the other, all but task number ``without``.
 
         Args:
             without: the task that is left out; ``None`` learns all.
             order: another number gives other batches, from the same initial weights.
+            init: seed of the initial weights, if not the study's.
             folder: of the records.
         """
-        if self.method not in METHODS:
-            raise ValueError(f"method must be one of {', '.join(METHODS)}, not {self.method!r}.")
         tasks = self.tasks
-        model = PROTOCOL.model(tasks, self.seed)
+        model = PROTOCOL.model(tasks, self.seed if init is None else init)
         memory = TaskMemory(EWC(model, PROTOCOL.settings[self.method].lam), folder)
-        for number, task in enumerate(tasks):
+        for number in range(self.n_tasks):
             if number != without:
-                self.learn_one(memory, task, self.generator(number, order))
+                self.learn_one(memory, tasks[number], self.batches(number, order))
         return memory
 
     def learn_one(
@@ -88,7 +97,7 @@ class Study:
         else:  # nothing is protected, so nothing need be measured
             memory.merge({name: torch.zeros_like(p) for name, p in ewc.model.named_parameters()})
 
-    def generator(self, number: int, order: int = 0) -> torch.Generator:
+    def batches(self, number: int, order: int = 0) -> torch.Generator:
         """Return the generator of a task's batches."""
         return torch.Generator().manual_seed(1_000_003 * self.seed + 1009 * order + number)
 
@@ -129,6 +138,14 @@ def relearn(model: nn.Module, task: Task, steps: Sequence[int], seed: int = 0) -
     return found
 
 
+def pull(memory: TaskMemory, steps: int) -> nn.Module:
+    """Return a copy of the model after steps of EWC's penalty alone, without any data."""
+    memory = copy.deepcopy(memory)
+    for _ in range(steps):
+        memory.ewc.proximal_step_(PROTOCOL.settings["EWC"].lr)
+    return memory.ewc.model
+
+
 @torch.no_grad()
 def compare(
     model: nn.Module, gold: nn.Module, tasks: Sequence[Task], forgotten: int
@@ -139,8 +156,9 @@ def compare(
         ``forgotten`` and ``kept``: test accuracy on the forgotten task, and the mean over the
         others; ``distance``: Euclidean distance of all weights; ``kept_disagreement``: share of the
         kept tasks' test images that the two call different digits; ``forgotten_kl``: mean
-        KL(gold ‖ model) on the forgotten task's test images, in nats; ``gap``: mean loss of the
-        model on the forgotten task's test images less that on its training images.
+        KL(gold ‖ model) on the forgotten task's test images, in nats; ``membership``: the
+        probability that a training image of the forgotten task has a lower loss than a test image
+        (½ if the model's losses do not tell them apart).
     """
     gone = tasks[forgotten]
     kept = [task for number, task in enumerate(tasks) if number != forgotten]
@@ -149,8 +167,8 @@ def compare(
     x, y = gone.test.tensors
     x_train, y_train = gone.train.tensors
     losses = [
-        functional.cross_entropy(model(inputs), labels).item()
-        for inputs, labels in ((x, y), (x_train, y_train))
+        functional.cross_entropy(model(inputs), labels, reduction="none")
+        for inputs, labels in ((x_train, y_train), (x, y))
     ]
     return {
         "forgotten": right.pop(forgotten),
@@ -158,8 +176,18 @@ def compare(
         "distance": distance(model, gold),
         "kept_disagreement": metrics.disagreement(model(images), gold(images)),
         "forgotten_kl": metrics.mean_kl(gold(x), model(x)),
-        "gap": losses[0] - losses[1],
+        "membership": probability_of_less(*losses),
     }
+
+
+def probability_of_less(values: Tensor, others: Tensor) -> float:
+    """Return how often a value is less than one of the others; half of the ties count.
+
+    Args:
+        values, others: ``(N,)`` and ``(M,)``; all N·M pairs are compared.
+    """
+    difference = values[:, None] - others[None, :]
+    return ((difference < 0).double() + 0.5 * (difference == 0).double()).mean().item()
 
 
 def distance(model: nn.Module, other: nn.Module) -> float:
@@ -170,9 +198,3 @@ def distance(model: nn.Module, other: nn.Module) -> float:
 def flat(model: nn.Module) -> Tensor:
     """Return all parameters as one vector."""
     return torch.cat([p.detach().flatten() for p in model.parameters()])
-
-
-def n_steps(study: Study) -> int:
-    """Return the number of training steps per task."""
-    n = len(study.tasks[0].train)
-    return count_steps(n, PROTOCOL.batch_size, study.epochs, None)

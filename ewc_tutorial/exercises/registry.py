@@ -16,6 +16,7 @@ CHAPTERS = (
     "lab",
     "scenarios",
     "bugs",
+    "unlearning",
     "reproduction",
 )
 
