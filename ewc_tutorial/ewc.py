@@ -180,7 +180,7 @@ class EWC(nn.Module):
         """Forget everything that was consolidated; λ, the rule and the names stay."""
         for buffer in self.buffers():
             buffer.zero_()
-        self.n_tasks, self._constant, self._total_weight, self._pull = 0, 0.0, 0.0, None
+        self.n_tasks, self._constant, self._total_weight = 0, 0.0, 0.0
 
     @torch.no_grad()
     def grow_(self) -> None:

@@ -12,9 +12,11 @@ from hypothesis.extra.numpy import arrays
 from ewc_tutorial.metrics import (
     average_accuracy,
     backward_transfer,
+    disagreement,
     fisher_overlap,
     forgetting,
     forward_transfer,
+    mean_kl,
 )
 
 R = [[0.9, 0.2, 0.1], [0.6, 0.8, 0.3], [0.7, 0.5, 1.0]]
@@ -69,3 +71,20 @@ def test_disjoint_diagonals_overlap_nowhere_and_dicts_are_one_diagonal():
 def test_bad_input_is_named(call, words):
     with pytest.raises(ValueError, match=words):
         call()
+
+
+def test_disagreement_counts_other_classes():
+    p = [[2.0, 1.0, 0.0], [0.0, 3.0, 1.0], [1.0, 0.0, 5.0], [1.0, 0.0, 0.0]]
+    q = [[9.0, 1.0, 0.0], [0.0, 1.0, 2.0], [0.0, 0.0, 0.1], [0.0, 1.0, 0.0]]
+    assert disagreement(p, q) == 0.5
+    with pytest.raises(ValueError, match=r"one shape \(N, C\), not \(4, 3\) and \(2, 3\)"):
+        disagreement(p, q[:2])
+
+
+def test_mean_kl_is_that_of_torch_distributions():
+    g = torch.Generator().manual_seed(0)
+    p, q = 20 * torch.randn(2, 7, 5, generator=g, dtype=torch.float64)
+    categorical = torch.distributions.Categorical
+    expected = torch.distributions.kl_divergence(categorical(logits=p), categorical(logits=q))
+    assert mean_kl(p, q) == pytest.approx(expected.mean().item(), rel=1e-10)
+    assert mean_kl(p, p + 100) == pytest.approx(0, abs=1e-12)

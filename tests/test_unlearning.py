@@ -184,6 +184,38 @@ def test_the_penalty_is_the_definition_with_the_kept_tasks_quadratics(rule, task
     assert memory.ewc.penalty().item() == pytest.approx(1.5 * total, rel=1e-10)
 
 
+@pytest.mark.parametrize("rule", RULES)
+def test_a_merge_at_given_weights_is_a_merge_there(rule):
+    model = network()
+    ewcs = [EWC(model, rule=rule) for _ in range(2)]
+    for seed in (1, 2):
+        move(model, seed)
+        ewcs[0].merge(random_fisher(model, seed))
+        there = snapshot(model)
+        move(model, seed + 10)
+        ewcs[1].merge(random_fisher(model, seed), at=there)
+    assert state_equal(*ewcs)
+    with pytest.raises(ValueError, match="at has no entry for '0.weight'"):
+        ewcs[0].merge(random_fisher(model, 1), at={})
+    there["0.bias"] = torch.zeros(1)
+    with pytest.raises(ValueError, match=r"at\['0.bias'\] has shape \(1,\), but the parameter"):
+        ewcs[0].merge(random_fisher(model, 1), at=there)
+    assert state_equal(*ewcs)
+
+
+def test_an_ewc_that_was_reset_is_a_new_one():
+    model = network()
+    ewc = EWC(model, lam=2.0)
+    ewc.merge(random_fisher(model, 1))
+    move(model, 1)
+    ewc.proximal_step_(0.1)
+    ewc.reset()
+    assert state_equal(ewc, EWC(model, lam=2.0))
+    before = snapshot(model)
+    ewc.proximal_step_(0.1)
+    assert same(snapshot(model), before)
+
+
 def test_forgetting_twice_in_a_row_is_forgetting_both_in_the_other_order():
     one, _ = learned(dtype=torch.float64)
     other, _ = learned(dtype=torch.float64)

@@ -176,11 +176,12 @@ def returning(
     title: str = "",
     xlabel: str = "steps",
 ) -> Axes:
-    """Draw accuracies per task over steps after one of them was unlearned.
+    """Draw accuracies over steps that are taken after a task was unlearned.
 
     Args:
         steps: ``(K,)``.
-        curves: label → ``(K,)``; the first is drawn as the forgotten task.
+        curves: label → ``(K,)``. A key of ``NETWORK_STYLE`` gets that look; of other labels the
+            first is drawn as the forgotten task.
         ax: where to draw.
         title, xlabel: of the axes.
     """
@@ -188,7 +189,8 @@ def returning(
     looks = zip(("-", "--", "-.", ":"), "osD^", ("C3", "C0", "C4", "C1"), strict=True)
     every = max(1, len(np.asarray(steps)) // 7)
     for (label, values), (line, marker, color) in zip(curves.items(), looks, strict=False):
-        ax.plot(steps, values, ls=line, marker=marker, color=color, label=label, markevery=every)
+        look = {"linestyle": line, "marker": marker, "color": color, "label": label}
+        ax.plot(steps, values, markevery=every, **NETWORK_STYLE.get(label, look))
     ax.set(xlabel=xlabel, ylabel="test accuracy", ylim=(0, 1.02), title=title)
     return ax
 
