@@ -48,7 +48,8 @@ class TaskMemory:
 
     Args:
         ewc: before its first :meth:`~ewc_tutorial.ewc.EWC.consolidate`, of any rule.
-        folder: keep the records there instead of in main memory; see :meth:`load`.
+        folder: keep the records there instead of in main memory; see :meth:`load`. A folder
+            belongs to one ``TaskMemory`` at a time.
 
     Raises:
         ValueError: the EWC has consolidated tasks already, the folder holds records, or the model
@@ -112,7 +113,7 @@ class TaskMemory:
                     f"{', '.join(sorted(recorded ^ {*ewc.names}))}."
                 )
         memory._records = records
-        memory._replay([records[task] for task in records.tasks])
+        memory._replay(records[task] for task in records.tasks)
         _assign(parameters, weights)
         return memory
 
@@ -225,11 +226,11 @@ class TaskMemory:
                 changed[name] = TaskRecord(name, *parts, later.fisher, later.weight)
         weights = _subtracted(self._trainable(), gone)
         with _unchanged_if_it_fails(self.ewc):
-            self._replay([changed.get(name) or self._records[name] for name in kept])
+            self._replay(changed.get(name) or self._records[name] for name in kept)
             self._records.commit(kept, changed, (*self.forgotten, task), weights)
         _assign(dict(self.ewc.model.named_parameters()), weights)
 
-    def _replay(self, records: list[TaskRecord]) -> None:
+    def _replay(self, records: Iterable[TaskRecord]) -> None:
         """Let the EWC meet these tasks and no others."""
         parameters = dict(self.ewc.model.named_parameters())
         self.ewc.reset()

@@ -96,12 +96,14 @@ def bowl_paths(
         x, y: ``(X,)`` and ``(Y,)``, values of the two weights.
         loss: ``(Y, X)``, of the later task.
         paths: ``"learned"`` and ``"retrained"`` → ``(K + 1, 2)``.
-        points: name → ``(2,)``; ``"subtracted"`` gets its style, others are small and named.
+        points: name → ``(2,)``; ``"subtracted"`` gets its style and an arrow from the end of the
+            path ``"learned"``, others are small and named.
         ax: where to draw.
         title: above the axes.
     """
     ax = axes_or_new(ax, (4.2, 3.8))
-    levels = np.max(loss) * np.array([0.01, 0.05, 0.15, 0.35, 0.7])
+    loss = np.asarray(loss)
+    levels = loss.max() * np.array([0.01, 0.05, 0.15, 0.35, 0.7])
     ax.contour(x, y, loss, levels=levels, colors="0.75", linewidths=0.8)
     for name, path in paths.items():
         path, look = np.asarray(path), NETWORK_STYLE[name]
@@ -111,10 +113,14 @@ def bowl_paths(
     for name, point in points.items():
         if name == "subtracted":
             look = NETWORK_STYLE[name]
-            ax.plot(*point, look["marker"], color=look["color"], ms=8, label="subtracted", zorder=5)
+            ax.plot(*point, look["marker"], color=look["color"], ms=8, label=name, zorder=5)
+            arrow = {"arrowstyle": "->", "color": look["color"], "shrinkA": 5, "shrinkB": 5}
+            ax.annotate("", point, np.asarray(paths["learned"])[-1], arrowprops=arrow)
             continue
         ax.plot(*point, ".", color="black", ms=6)
-        ax.annotate(name, point, xytext=(5, 4), textcoords="offset points", fontsize="small")
+        ax.annotate(
+            name, point, xytext=(-5, -3), textcoords="offset points", ha="right", fontsize="small"
+        )
     ax.set(xlabel="weight 1", ylabel="weight 2", title=title, aspect="equal")
     ax.set(xlim=(np.min(x), np.max(x)), ylim=(np.min(y), np.max(y)))
     return ax
@@ -160,11 +166,16 @@ def cancellation(
     ratio, error = np.asarray(ratio), np.asarray(error)
     shown = (error > 0) & (ratio > 0)
     ax.loglog(ratio[shown], error[shown], ".", ms=2, alpha=0.3, color="C0", rasterized=True)
-    ends = np.array([max(1.0, ratio[shown].min()), ratio[shown].max()])
-    ax.loglog(ends, precision * ends, "--", color="C3", label="rounding unit of S × F_A / S′")
+    ends = np.array([1.0, 1 / precision])
+    ax.loglog(ends, precision * ends, "--", color="C3", lw=2, label="rounding unit · F / S′")
     ax.axhline(1, color="0.4", lw=1)
-    ax.annotate("nothing right", (ratio[shown].min(), 1.3), fontsize="small", color="0.3")
-    ax.set(xlabel="dropped over remaining importance, F_A / S′", ylabel="relative error of S′")
+    ax.annotate("nothing is right", (1e-8, 1.4), fontsize="small", color="0.3")
+    ax.set(
+        xlabel="dropped importance over remaining importance, F / S′",
+        ylabel="relative error of S′",
+        xlim=(1e-9, None),
+        ylim=(1e-11, 30),
+    )
     ax.legend(fontsize="small", loc="lower right")
     return ax
 
