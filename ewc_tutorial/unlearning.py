@@ -94,9 +94,7 @@ class TaskMemory:
         """
         records = FolderRecords(folder)
         if not records.tasks and not records.forgotten:
-            raise ValueError(
-                f"folder {str(folder)!r} has no records: use TaskMemory(ewc, folder)."
-            )
+            raise ValueError(f"folder {str(folder)!r} has no records: use TaskMemory(ewc, folder).")
         memory = cls(ewc)
         weights, parameters = records.weights, dict(ewc.model.named_parameters())
         for name, value in weights.items():
