@@ -119,6 +119,47 @@ def _pair(logits: ArrayLike, others: ArrayLike) -> tuple[NDArray[np.float64], ND
     return p, q
 
 
+def freedom(importance: Any, lr: float, lam: float, steps: int) -> NDArray[np.float64]:
+    """Return which part of the way a constant push moves a weight that a spring holds, in [0, 1].
+
+    ``steps`` gradient steps of a constant gradient, each followed by the proximal step, move a
+    weight by (1 − (1 + x)⁻ⁿ) / (n x) of what they would move it without the spring: x = ηλS,
+    n = ``steps``. That is 1 / (1 + x) for one step, 1 where S = 0, and about 1 / (n x) where the
+    spring has come to rest long before the end.
+
+    Args:
+        importance: S ≥ 0, an array, or a dict of such (all their entries are one long diagonal).
+        lr: η > 0, the learning rate.
+        lam: λ ≥ 0.
+        steps: of training on one task.
+
+    Raises:
+        ValueError: an argument is out of range.
+    """
+    S = _flat(importance)
+    if not np.isfinite(S).all() or (S < 0).any():
+        raise ValueError("importance must be finite and not negative.")
+    for name, value, least in (("lr", lr, 0.0), ("lam", lam, 0.0), ("steps", steps, 1)):
+        if not np.isfinite(value) or value < least:
+            raise ValueError(
+                f"{name} must be a finite number of at least {least:g}, not {value!r}."
+            )
+    x = lr * lam * S
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return np.where(x > 0, -np.expm1(-steps * np.log1p(x)) / (steps * x), 1.0)
+
+
+def free_share(importance: Any, lr: float, lam: float, steps: int) -> float:
+    """Return the share of weights whose :func:`freedom` is at least one half.
+
+    Arguments and errors as there. An empty ``importance`` is an error, too.
+    """
+    free = freedom(importance, lr, lam, steps)
+    if not free.size:
+        raise ValueError("importance must hold at least one weight, but it is empty.")
+    return float((free >= 0.5).mean())
+
+
 def _matrix(R: ArrayLike) -> NDArray[np.float64]:
     R = np.asarray(R, dtype=float)
     if R.ndim != 2 or R.shape[0] != R.shape[1] or not R.size:

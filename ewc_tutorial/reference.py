@@ -333,6 +333,46 @@ def interpolate_in_log_lambda(lambdas: Tensor, values: Tensor, lam: float) -> Te
     raise ValueError(f"lam must be between {lambdas[0]} and {lambdas[-1]}, not {lam}.")
 
 
+# --- 06 Many tasks --------------------------------------------------------------------------
+
+
+def one_task_more(
+    S: Tensor, mu: Tensor, c: Tensor, F: Tensor, here: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return S', μ', c' with S'(θ − μ')² + c' = S (θ − μ)² + c + F (θ − θ_here)² for all θ.
+
+    All are ``(P,)`` but the scalar c; sums over the entries are understood. S + F > 0 everywhere.
+    """
+    new_S = S + F
+    new_mu = (S * mu + F * here) / new_S
+    new_c = c + (S * (new_mu - mu) ** 2).sum() + (F * (new_mu - here) ** 2).sum()
+    return new_S, new_mu, new_c
+
+
+def online_update(
+    S: Tensor, mu: Tensor, F: Tensor, here: Tensor, gamma: float
+) -> tuple[Tensor, Tensor]:
+    """Return the importance and the anchor after one more task: S ← γS + F, around ``here``.
+
+    Source: Schwarz et al. 2018, section 3.
+    """
+    return gamma * S + F, here.clone()
+
+
+def share_free(S: Tensor, lr: float, lam: float, steps: int) -> float:
+    """Return the share of weights that a constant push moves at least half as far as if S were 0.
+
+    ``S`` is ``(P,)``. Each of the ``steps`` steps is a gradient step and a proximal step; the
+    weights begin at the anchor 0.
+    """
+    theta = torch.zeros_like(S)
+    for _ in range(steps):
+        theta = theta + lr  # the gradient is −1
+        theta = theta / (1 + lr * lam * S)  # the pull towards 0
+    way_of_a_free_weight = lr * steps
+    return (theta >= way_of_a_free_weight / 2).double().mean().item()
+
+
 # --- 07 Three scenarios ---------------------------------------------------------------------
 
 

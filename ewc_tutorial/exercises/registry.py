@@ -14,6 +14,7 @@ CHAPTERS = (
     "penalty",
     "curves",
     "lab",
+    "many",
     "scenarios",
     "bugs",
     "unlearning",
