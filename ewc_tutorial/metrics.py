@@ -129,9 +129,12 @@ def freedom(importance: Any, lr: float, lam: float, steps: int) -> NDArray[np.fl
 
     Args:
         importance: S ≥ 0, an array, or a dict of such (all their entries are one long diagonal).
-        lr: η > 0, the learning rate.
+        lr: η ≥ 0, the learning rate.
         lam: λ ≥ 0.
         steps: of training on one task.
+
+    Returns:
+        One number per weight, ``(P,)``.
 
     Raises:
         ValueError: an argument is out of range.

@@ -44,6 +44,15 @@ from ewc_tutorial.plots.fisher import (
     sampling_error,
     unit_maps,
 )
+from ewc_tutorial.plots.many import (
+    RULE_STYLE,
+    accuracy_by_task,
+    anchor_panels,
+    cost_curves,
+    free_by_layer,
+    paired_dots,
+    task_weights,
+)
 from ewc_tutorial.plots.penalty import (
     accuracy_by_lambda,
     collapsed_springs,
@@ -82,10 +91,16 @@ from ewc_tutorial.plots.unlearning import (
 __all__ = [
     "ESTIMATOR_STYLE",
     "METHOD_STYLE",
+<<<<<<< HEAD
     "NETWORK_STYLE",
+=======
+    "RULE_STYLE",
+>>>>>>> 6a2cd5f (Figures of notebook 06)
     "accuracy_by_lambda",
+    "accuracy_by_task",
     "accuracy_matrix",
     "accuracy_per_task",
+    "anchor_panels",
     "answered_tasks",
     "axes_or_new",
     "batch_trap",
@@ -99,6 +114,7 @@ __all__ = [
     "certainty_path",
     "collapsed_springs",
     "contours",
+    "cost_curves",
     "curve_with_band",
     "curves_at",
     "curves_by_lambda",
@@ -106,6 +122,7 @@ __all__ = [
     "fisher_scatter",
     "forest",
     "forgetting_curves",
+    "free_by_layer",
     "frontier",
     "guide_slope",
     "image_row",
@@ -127,6 +144,7 @@ __all__ = [
     "old_against_new",
     "orders",
     "overlap_by_layer",
+    "paired_dots",
     "penalised_bowl",
     "penalty_traces",
     "pixel_map",
@@ -148,6 +166,7 @@ __all__ = [
     "stretch_over_steps",
     "subtracted_share",
     "task_and_plane",
+    "task_weights",
     "trade_off",
     "two_bowls",
     "unit_maps",
