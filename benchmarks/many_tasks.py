@@ -58,12 +58,12 @@ class Setting(NamedTuple):
 
 SETTINGS = {
     "base": Setting(),
-    "128 units": Setting(units=128),
     "512 units": Setting(units=512),
     "3 epochs": Setting(epochs=3),
-    "30 epochs": Setting(epochs=30),
+    "Adam, rate 0.001": Setting(lr=0.001, adam=True, start=(3e3, 1e4)),
+    "128 units": Setting(units=128),
     "rate 0.1": Setting(lr=0.1),
-    "Adam 0.001": Setting(lr=0.001, adam=True, start=(3e3, 1e4)),
+    "20 epochs": Setting(epochs=20),
 }
 RULES = [
     ("separate", 1.0),
