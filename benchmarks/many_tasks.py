@@ -61,8 +61,10 @@ class Setting(NamedTuple):
 
 SETTINGS = {
     "base": Setting(),
+    "512 units": Setting(units=512),
     "3 epochs": Setting(epochs=3),
     "128 units": Setting(units=128),
+    "Adam, rate 0.001": Setting(lr=0.001, adam=True, start=(3e3, 1e4)),
 }
 RULES = [
     ("separate", 1.0),
