@@ -108,18 +108,18 @@ def search():
 def test_the_stored_search_is_complete_and_its_choices_lie_inside(search):
     rows = search.stored()
     assert not rows.duplicated(search.KEY).any()
-    assert not set(search.SEARCH_SEEDS) & set(search.REPORT_SEEDS)
-    chosen = search.best(rows)
-    assert set(zip(chosen.rule, chosen.gamma, strict=True)) == set(search.RULES)
-    assert set(chosen.setting) == set(search.SETTINGS)
-    for cell in chosen.itertuples():
-        mine = rows[
-            (rows.setting == cell.setting) & (rows.rule == cell.rule) & (rows.gamma == cell.gamma)
-        ]
-        tried = set(mine.lam[mine.seed.isin(search.SEARCH_SEEDS)])
-        assert set(search.neighbours(cell.lam)) <= tried, cell
-        assert min(tried) < cell.lam < max(tried), cell
-        assert set(mine.seed[mine.lam == cell.lam]) >= set(search.REPORT_SEEDS), cell
+    for name, setting in search.SETTINGS.items():
+        assert not set(setting.search_seeds) & set(search.REPORT_SEEDS)
+        cells = search.chosen(name)
+        assert {cell[1:3] for cell in cells} == set(
+            search.RULES if name == "base" else search.TWO_RULES
+        )
+        for _, rule, gamma, lam in cells:
+            mine = rows[(rows.setting == name) & (rows.rule == rule) & (rows.gamma == gamma)]
+            tried = set(mine.lam[mine.seed.isin(setting.search_seeds)])
+            assert set(search.neighbours(lam)) <= tried, (name, rule, gamma)
+            assert min(tried) < lam < max(tried), (name, rule, gamma)
+            assert set(mine.seed[mine.lam == lam]) >= set(search.REPORT_SEEDS), (name, rule, gamma)
 
 
 def test_the_stored_matrices_are_what_the_other_columns_say(search):
