@@ -8,9 +8,9 @@ A *setting* is a network, an optimizer and a budget; ``base`` is the course's pr
 change one thing. In each, every rule (and every γ) gets the λ that suits it best: half decades are
 searched around the best one on the seeds 100 to 102 (in the other settings 100 and 101) until its
 neighbours are known; of λ whose means differ by less than 0.01 it is the smallest, as everywhere in
-the course. What is reported are the seeds 0 to 4, which chose nothing. Every finished run is appended to
-``data/results/many_tasks.csv``, so that it can be interrupted and extended; all of it takes about
-an hour on one core.
+the course. What is reported are the seeds 0 to 4, which chose nothing. Every finished run is
+appended to ``data/results/many_tasks.csv``, so that it can be interrupted and extended; all of it
+takes about an hour on one core.
 
 Columns: ``average_accuracy`` on the ten tasks at the end; ``at_anchor`` the same of a network
 whose weights are the anchor μ; ``R`` the accuracy matrix, rows one after the other; ``free`` the
