@@ -123,7 +123,8 @@ def paired_dots(
     """Draw means with standard errors, one row per setting, one marker per rule; runs are dots.
 
     Args:
-        rows: what the row is called → rule → one value per run.
+        rows: what the row is called → rule → one value per run. A name that begins with a rule has
+            its colour; one that says "anchor" is drawn hollow.
         ax: where to draw.
         xlabel: what the values are.
     """
@@ -141,6 +142,7 @@ def paired_dots(
                 xerr=error,
                 fmt=look["marker"],
                 color=look["color"],
+                markerfacecolor="white" if "anchor" in rule else look["color"],
                 capsize=3,
                 label=None if rule in seen else rule,
             )
@@ -149,7 +151,7 @@ def paired_dots(
     ax.set_yticklabels(rows)
     ax.grid(visible=False, axis="y")
     if len(seen) > 1:
-        ax.legend(fontsize="small", loc="best")
+        ax.legend(fontsize="small", loc="center left", bbox_to_anchor=(1.0, 0.5))
     return ax
 
 
