@@ -91,11 +91,8 @@ from ewc_tutorial.plots.unlearning import (
 __all__ = [
     "ESTIMATOR_STYLE",
     "METHOD_STYLE",
-<<<<<<< HEAD
     "NETWORK_STYLE",
-=======
     "RULE_STYLE",
->>>>>>> 6a2cd5f (Figures of notebook 06)
     "accuracy_by_lambda",
     "accuracy_by_task",
     "accuracy_matrix",
