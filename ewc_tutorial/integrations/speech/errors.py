@@ -1,0 +1,21 @@
+"""What the service refuses, as exceptions that carry the sentence and the HTTP status."""
+
+from __future__ import annotations
+
+
+class RefusedError(ValueError):
+    """A request or an input that cannot be accepted.
+
+    Attributes:
+        sentence: what is wrong and what would be right.
+        status: the HTTP status to answer with, 4xx.
+    """
+
+    def __init__(self, sentence: str, status: int = 422) -> None:
+        super().__init__(sentence)
+        self.sentence = sentence
+        self.status = status
+
+
+class AlreadyServedError(RuntimeError):
+    """Another server works on the same folder."""

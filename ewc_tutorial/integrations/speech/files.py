@@ -1,0 +1,63 @@
+"""Files that are either whole or not there, even if the power goes.
+
+A write has reached the disk only after ``fsync``; a new name is there only after ``fsync`` of its
+folder; a rename within one file system replaces all at once or not at all. So: write under a
+temporary name, sync, rename, sync the folder.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+
+
+def sync_folder(folder: Path) -> None:
+    """Make the names in a folder durable (where the system can: not on Windows)."""
+    if os.name == "nt":
+        return
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def sync_tree(folder: Path) -> None:
+    """Make every file below a folder durable, and every name."""
+    for parent, _, names in os.walk(folder, topdown=False):
+        for name in names:
+            with open(Path(parent) / name, "rb+") as file:
+                os.fsync(file.fileno())
+        sync_folder(Path(parent))
+
+
+def write_synced(path: Path, content: bytes) -> None:
+    """Write a file and wait until its content is on the disk (its name is not yet)."""
+    with open(path, "wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def replace_file(path: Path, content: bytes) -> None:
+    """Give ``path`` a new content: a reader finds the old or the new one, whole."""
+    half = path.with_name(f".{path.name}.{os.getpid()}.part")
+    write_synced(half, content)
+    os.replace(half, path)
+    sync_folder(path.parent)
+
+
+def publish_folder(prepared: Path, final: Path) -> None:
+    """Move a finished folder to its name, its content being on the disk before the name is."""
+    sync_tree(prepared)
+    os.rename(prepared, final)
+    sync_folder(final.parent)
+
+
+def sweep(folder: Path) -> int:
+    """Delete what is in a folder for half-finished things; return how many there were."""
+    found = list(folder.iterdir()) if folder.exists() else []
+    for path in found:
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+    return len(found)

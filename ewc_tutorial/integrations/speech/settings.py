@@ -1,0 +1,134 @@
+"""The service's settings, from environment variables that begin with ``EWC_SPEECH_``."""
+
+from __future__ import annotations
+
+import ipaddress
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import Field, FiniteFloat, SecretStr, ValidationError, model_validator
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+PREFIX = "EWC_SPEECH_"
+#: The German wav2vec 2.0 of Facebook AI: 315 million weights, downloaded from the hub at first use.
+GERMAN = "facebook/wav2vec2-large-xlsr-53-german"
+#: The name of the small model that the service trains itself, on synthetic speech.
+TINY = "tiny"
+MIN_TOKEN = 16
+
+
+class Settings(BaseSettings):
+    """All settings; the environment variable is the name in capitals after ``EWC_SPEECH_``.
+
+    Raises:
+        ValidationError: a value is out of range, or the address is public and there is no token.
+    """
+
+    model_config = SettingsConfigDict(env_prefix=PREFIX, env_ignore_empty=True)
+
+    data: Path = Field(Path("speech_data"), description="folder for everything that is kept")
+    old: Path | None = Field(
+        None, description="folder of earlier speech, NAME.wav with NAME.txt [DATA/old]"
+    )
+    model: str = Field(
+        GERMAN, description="what to begin with: a name on the hub, a folder, or 'tiny'"
+    )
+    host: str = Field("127.0.0.1", description="address; a public one needs a token")
+    port: Annotated[int, Field(ge=0, le=65535)] = Field(8017, description="0 takes any free one")
+    token: SecretStr | None = Field(
+        None, description="if set, every route but /health wants 'Authorization: Bearer TOKEN'"
+    )
+
+    lam: Annotated[FiniteFloat, Field(ge=0)] = Field(
+        100.0, description="λ, strength of the penalty"
+    )
+    fisher_samples: Annotated[int, Field(ge=1)] = Field(
+        200, description="earlier recordings that importance is measured on"
+    )
+    steps: Annotated[int, Field(ge=1, le=1_000_000)] = Field(
+        150, description="optimizer steps of a training"
+    )
+    batch_size: Annotated[int, Field(ge=1, le=1024)] = Field(8, description="recordings per step")
+    learning_rate: Annotated[FiniteFloat, Field(gt=0, le=1)] = Field(
+        3e-5, description="of AdamW, after a warm-up"
+    )
+    lora_rank: Annotated[int, Field(ge=0, le=256)] = Field(
+        0, description="rank of LoRA adapters; 0 trains the weights themselves"
+    )
+    freeze_encoder: bool = Field(True, description="leave the convolutions as they are")
+    checkpoint_every: Annotated[int, Field(ge=1)] = Field(
+        25, description="steps between two checkpoints"
+    )
+    hold_out: Annotated[int, Field(ge=2)] = Field(
+        5, description="one correction in so many is kept for measuring, never trained on"
+    )
+    max_tests: Annotated[int, Field(ge=1)] = Field(
+        100, description="earlier recordings that the word error rate is measured on, at most"
+    )
+    threads: Annotated[int, Field(ge=0)] = Field(
+        0, description="threads of a training; 0 leaves it to PyTorch"
+    )
+    seed: int = Field(0, description="of everything random in a training")
+
+    max_bytes: Annotated[int, Field(ge=1024)] = Field(
+        20 * 2**20, description="largest upload in bytes"
+    )
+    max_seconds: Annotated[FiniteFloat, Field(gt=0)] = Field(30.0, description="longest recording")
+    max_characters: Annotated[int, Field(ge=1)] = Field(500, description="longest text")
+
+    @model_validator(mode="after")
+    def _nobody_gets_in(self) -> Settings:
+        if self.token is not None and len(self.token.get_secret_value()) < MIN_TOKEN:
+            raise ValueError(
+                f"{PREFIX}TOKEN must have at least {MIN_TOKEN} characters; python -c 'import "
+                "secrets; print(secrets.token_urlsafe())' makes one."
+            )
+        if self.token is None and not is_loopback(self.host):
+            raise ValueError(
+                f"{PREFIX}HOST {self.host!r} can be reached from other machines, so "
+                f"{PREFIX}TOKEN must be set; or use 127.0.0.1."
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _old_is_not_new(self) -> Settings:
+        corrections = (self.data / "corrections").resolve()
+        old = self.old_folder.resolve()
+        if old == corrections or corrections in old.parents or old in corrections.parents:
+            raise ValueError(
+                f"{PREFIX}OLD must not share a folder with the corrections, for importance is "
+                "measured on what the model must not forget, not on what it is about to learn."
+            )
+        return self
+
+    @property
+    def old_folder(self) -> Path:
+        return self.data / "old" if self.old is None else self.old
+
+    def to_worker(self) -> dict[str, Any]:
+        """Return what another process needs to have the same settings, the token not among it."""
+        return self.model_dump(mode="json", exclude={"token", "host"})
+
+
+def is_loopback(host: str) -> bool:
+    """Return whether an address can be reached from this machine alone."""
+    if host.lower() == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host.strip("[]")).is_loopback
+    except ValueError:
+        return False
+
+
+def read_settings(**overrides: Any) -> Settings:
+    """Return the settings of the environment.
+
+    Raises:
+        SystemExit: they are not usable; its message is one sentence.
+    """
+    try:
+        return Settings(**overrides)
+    except ValidationError as error:
+        first = error.errors()[0]
+        name = "".join(f"{PREFIX}{str(part).upper()}: " for part in first["loc"][:1])
+        raise SystemExit(name + first["msg"].removeprefix("Value error, ")) from None
