@@ -21,8 +21,8 @@ From the outside in:
 try:
     import fastapi  # noqa: F401
     import jiwer  # noqa: F401
-    import multipart  # noqa: F401
     import pydantic_settings  # noqa: F401
+    import python_multipart  # noqa: F401
     import soundfile  # noqa: F401
     import soxr  # noqa: F401
     import transformers  # noqa: F401

@@ -215,6 +215,7 @@ def _train(
         disable_tqdm=True,
         log_level="error",
         remove_unused_columns=False,
+        dataloader_pin_memory=torch.cuda.is_available(),
     )
     config = recogniser.model.config
     reduction, config.ctc_loss_reduction = config.ctc_loss_reduction, "sum"

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import itertools
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 from transformers import Wav2Vec2ForCTC, Wav2Vec2Processor
+from transformers.utils import logging
 
 from ewc_tutorial.integrations.huggingface import pad_batch
 from ewc_tutorial.integrations.speech.audio import RATE
@@ -44,7 +46,7 @@ class Spelling:
         """Return the text as the model would write it: NFC, its case, single spaces.
 
         Raises:
-            RefusedError: nothing is left, it is too long, or it has characters that the model has not.
+            RefusedError: nothing is left, it is too long, or it cannot all be written.
         """
         text = self._case(unicodedata.normalize("NFC", " ".join(text.split())))
         if not text:
@@ -71,14 +73,16 @@ class Recogniser:
     """
 
     def __init__(self, source: str | Path) -> None:
-        self.processor = Wav2Vec2Processor.from_pretrained(source)
-        self.model = Wav2Vec2ForCTC.from_pretrained(source).eval()
+        with no_progress_bars():
+            self.processor = Wav2Vec2Processor.from_pretrained(source)
+            self.model = Wav2Vec2ForCTC.from_pretrained(source).eval()
         self.spelling = Spelling(self.processor)
 
     def save(self, folder: Path) -> None:
         """Write model and processor to a folder."""
-        self.model.save_pretrained(folder)
-        self.processor.save_pretrained(folder)
+        with no_progress_bars():
+            self.model.save_pretrained(folder)
+            self.processor.save_pretrained(folder)
 
     def sample(self, wave: np.ndarray, text: str | None = None) -> dict[str, Any]:
         """Return one sample as the model takes it.
@@ -139,6 +143,18 @@ class Recogniser:
                 f"text is too long for its recording: it needs {needed} frames, and "
                 f"{seconds:.2f} seconds have {frames}."
             )
+
+
+@contextmanager
+def no_progress_bars() -> Iterator[None]:
+    """Keep Transformers quiet while it reads and writes."""
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()
 
 
 def word_error_rate(texts: Sequence[str], heard: Sequence[str]) -> float:

@@ -1,0 +1,109 @@
+"""One small trained model and one folder of earlier speech for all tests of the service."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+#: What the small model needs otherwise than a large one.
+TINY = {
+    "learning_rate": 2e-3, "steps": 60, "freeze_encoder": False, "fisher_samples": 30,
+    "checkpoint_every": 10, "threads": 1, "max_tests": 15, "lam": 100.0,
+}  # fmt: skip
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tmp_path_factory) -> Path:
+    """The small model, trained for two thirds of its time, as a folder.
+
+    Parallel test processes share it: the first trains, the others wait.
+    """
+    from ewc_tutorial.integrations.speech.base import train_tiny
+    from ewc_tutorial.integrations.speech.database import lock_folder
+
+    shared = tmp_path_factory.getbasetemp()
+    if shared.name.startswith("popen-"):
+        shared = shared.parent
+    lock = lock_folder(shared, "tiny.lock", seconds=300.0)
+    folder = shared / "tiny_model"
+    if not folder.exists():
+        train_tiny(steps=260, recordings=250).save(shared / "half")
+        (shared / "half").rename(folder)
+    lock.close()
+    return folder
+
+
+@pytest.fixture(scope="session")
+def old_speech(tmp_path_factory) -> Path:
+    from ewc_tutorial.integrations.speech import synthetic
+
+    folder = tmp_path_factory.mktemp("old")
+    synthetic.write_folder(folder, synthetic.OLD_SPEAKERS, 45, seed=1)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def new_speech(tmp_path_factory) -> list[tuple[Path, str]]:
+    """Recordings of the new speaker with their texts."""
+    from ewc_tutorial.integrations.speech import synthetic
+
+    folder = tmp_path_factory.mktemp("new")
+    return synthetic.write_folder(folder, [synthetic.NEW_SPEAKER], 40, seed=2)
+
+
+@pytest.fixture(scope="session")
+def settings(tiny_model, old_speech) -> dict[str, Any]:
+    """Settings of a service with the small model; a test adds ``data``."""
+    return {"model": tiny_model, "old": old_speech, **TINY}
+
+
+@pytest.fixture
+def start(tmp_path, settings) -> Iterator[Callable[..., Any]]:
+    """Starts servers on the test's own folder; those still running at the end are stopped."""
+    from ewc_tutorial.integrations.speech.service import RunningService
+
+    running = []
+
+    def start(**more: Any) -> RunningService:
+        running.append(RunningService(**({"data": tmp_path / "data"} | settings | more)))
+        return running[-1]
+
+    yield start
+    for service in running:
+        if service.process.poll() is None:
+            service.stop()
+
+
+@pytest.fixture(scope="module")
+def service(tmp_path_factory, settings) -> Iterator[Any]:
+    """One server for all tests of a file that leave it as usable as before."""
+    from ewc_tutorial.integrations.speech.service import running_service
+
+    with running_service(data=tmp_path_factory.mktemp("data"), **settings) as running:
+        yield running
+
+
+@pytest.fixture
+def wav(tmp_path) -> Callable[..., Path]:
+    """Writes a file of noise and returns its path."""
+    import soundfile
+
+    def write(
+        name: str = "x.wav",
+        seconds: float = 1.0,
+        rate: int = 16_000,
+        channels: int = 1,
+        seed: int = 0,
+        **options: Any,
+    ) -> Path:
+        shape = (int(seconds * rate), channels)
+        path = tmp_path / name
+        sound = 0.1 * np.random.default_rng(seed).standard_normal(shape)
+        soundfile.write(path, sound, rate, **options)
+        return path
+
+    return write

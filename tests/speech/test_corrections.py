@@ -1,0 +1,170 @@
+"""Corrections are whole or not there, whatever happens at whatever moment."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import os
+import threading
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("soundfile", reason="the group 'speech' is not installed")
+
+from ewc_tutorial.integrations.speech import corrections as module
+from ewc_tutorial.integrations.speech.corrections import Corrections, text_of
+from ewc_tutorial.integrations.speech.database import Database, lock_folder
+from ewc_tutorial.integrations.speech.errors import AlreadyServedError, RefusedError
+
+
+def store(folder: Path) -> Corrections:
+    folder.mkdir(exist_ok=True)
+    return Corrections(folder, Database(folder / "service.sqlite3"), 10**6, 30.0)
+
+
+def contents(folder: Path) -> dict[str, tuple[str, str]]:
+    """Return id → (hash of the audio, text) from the files alone."""
+    found = {}
+    for path in (folder / "corrections").iterdir():
+        (sound,) = path.glob("audio.*")
+        found[path.name] = (hashlib.sha256(sound.read_bytes()).hexdigest(), text_of(sound))
+    return found
+
+
+def index(kept: Corrections) -> dict[str, tuple[str, str]]:
+    return {c.id: (c.sha256, c.text) for c in kept.page(limit=1000)}
+
+
+def test_a_correction_is_kept_byte_for_byte(tmp_path, wav):
+    kept, sound = store(tmp_path / "d"), wav("x.flac").read_bytes()
+    correction, new = kept.add(io.BytesIO(sound), "hello")
+    assert new
+    assert correction.sha256 == hashlib.sha256(sound).hexdigest()
+    assert (correction.bytes, correction.format, correction.seq) == (len(sound), "flac", 1)
+    assert index(kept) == contents(tmp_path / "d") != {}
+
+
+def test_the_same_again_is_kept_once(tmp_path, wav):
+    kept, sound = store(tmp_path / "d"), wav().read_bytes()
+    first, _ = kept.add(io.BytesIO(sound), "hello")
+    again, new = kept.add(io.BytesIO(sound), "hello")
+    other, other_new = kept.add(io.BytesIO(sound), "hell")
+    assert (again, new) == (first, False)
+    assert other_new
+    assert other.id != first.id
+    assert index(kept) == contents(tmp_path / "d")
+
+
+def test_what_is_refused_leaves_nothing(tmp_path, wav):
+    kept = store(tmp_path / "d")
+    with pytest.raises(RefusedError):
+        kept.add(io.BytesIO(b"RIFF????WAVE"), "hello")
+    with pytest.raises(RefusedError) as caught:
+        kept.add(io.BytesIO(b"RIFF????WAVE" + bytes(10**6)), "hello")
+    assert caught.value.status == 413
+    assert not any((tmp_path / "d" / "incoming").iterdir())
+    assert contents(tmp_path / "d") == {}
+
+
+def test_concurrent_additions_are_all_kept_and_not_mixed_up(tmp_path, wav):
+    kept = store(tmp_path / "d")
+    sounds = [wav(f"{i}.wav", 0.2, seed=i).read_bytes() for i in range(24)]
+    start = threading.Barrier(len(sounds) + 8)
+
+    def add(i: int) -> None:
+        start.wait()
+        kept.add(io.BytesIO(sounds[i]), f"text {i}")
+
+    # Eight of them are sent twice at the same time.
+    numbers = [*range(24), *range(8)]
+    threads = [threading.Thread(target=add, args=(i,)) for i in numbers]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    wanted = {(hashlib.sha256(s).hexdigest(), f"text {i}") for i, s in enumerate(sounds)}
+    assert set(index(kept).values()) == wanted
+    assert index(kept) == contents(tmp_path / "d")
+    assert [c.seq for c in kept.page(limit=1000)] == sorted(c.seq for c in kept.page(limit=1000))
+
+
+class PowerCutError(BaseException):
+    pass
+
+
+def test_a_cut_at_any_moment_leaves_a_whole_correction_or_none(tmp_path, wav, monkeypatch):
+    """Every call that changes the disk is once the last one that happens."""
+    sound = wav().read_bytes()
+    names = ("rename", "fsync", "mkdir")
+    real = {name: getattr(os, name) for name in names}
+    outcomes = []
+    for cut in range(100):
+        folder = tmp_path / f"d{cut}"
+        kept = store(folder)
+        kept.add(io.BytesIO(wav("old.wav", seed=9).read_bytes()), "earlier")
+        calls = 0
+
+        def counted(name, cut=cut):
+            def call(*args, **kwargs):
+                nonlocal calls
+                calls += 1
+                if calls > cut:
+                    raise PowerCutError
+                return real[name](*args, **kwargs)
+
+            return call
+
+        with monkeypatch.context() as patch:
+            for name in names:
+                patch.setattr(os, name, counted(name))
+            # A process that is gone does not tidy up.
+            patch.setattr(module.shutil, "rmtree", lambda *_, **__: None)
+            try:
+                kept.add(io.BytesIO(sound), "hello")
+                answered = True
+            except PowerCutError:
+                answered = False
+        after = store(folder)
+        after.recover()
+        assert index(after) == contents(folder)
+        texts = sorted(text for _, text in index(after).values())
+        assert texts in (["earlier"], ["earlier", "hello"])
+        assert not any((folder / "incoming").iterdir())
+        outcomes.append(len(texts))
+        if answered:
+            assert len(texts) == 2
+            break
+    assert outcomes == sorted(outcomes)
+    assert {1, 2} == set(outcomes)
+    assert outcomes.count(2) >= 2, "one cut came after the rename and before the answer"
+
+
+def test_recovery_leaves_alone_what_it_does_not_know(tmp_path, wav):
+    kept = store(tmp_path / "d")
+    stranger = tmp_path / "d" / "corrections" / "holiday"
+    stranger.mkdir()
+    (stranger / "picture.jpg").write_bytes(b"x")
+    kept.recover()
+    assert kept.count() == 0
+    assert (stranger / "picture.jpg").exists()
+
+
+def test_the_split_is_the_same_for_ever_and_leaves_out_lost_files(tmp_path, wav):
+    kept = store(tmp_path / "d")
+    for i in range(12):
+        kept.add(io.BytesIO(wav(f"{i}.wav", 0.2, seed=i).read_bytes()), f"{i + 1}")
+    train, test = kept.split(12, hold_out=5)
+    assert [text_of(p) for p in test] == ["2", "7", "12"]
+    assert [text_of(p) for p in kept.split(8, hold_out=5)[1]] == ["2", "7"]
+    assert len(train) == 9
+    train[0].unlink()
+    assert len(kept.split(12, hold_out=5)[0]) == 8
+
+
+def test_two_servers_cannot_have_one_folder(tmp_path):
+    lock = lock_folder(tmp_path, "server.lock")
+    with pytest.raises(AlreadyServedError, match="EWC_SPEECH_DATA"):
+        lock_folder(tmp_path, "server.lock")
+    lock.close()
+    lock_folder(tmp_path, "server.lock").close()

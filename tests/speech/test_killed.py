@@ -1,0 +1,114 @@
+"""A server killed in the middle of an upload and of a training, and a full cycle after it."""
+
+from __future__ import annotations
+
+import hashlib
+import socket
+import time
+
+import pytest
+
+pytest.importorskip("fastapi", reason="the group 'speech' is not installed")
+
+pytestmark = pytest.mark.timeout(600)
+
+
+def half_an_upload(service, content: bytes) -> socket.socket:
+    """Begin an upload and return its connection, with half of the recording sent."""
+    url = service.client.base_url
+    connection = socket.create_connection((url.host, url.port), timeout=30)
+    head = (
+        "POST /upload/corrections HTTP/1.1\r\nHost: localhost\r\nContent-Length: "
+        f"{len(content) + 1000}\r\nContent-Type: multipart/form-data; boundary=b\r\n\r\n"
+        '--b\r\nContent-Disposition: form-data; name="audio"; filename="x.wav"\r\n\r\n'
+    )
+    connection.sendall(head.encode() + content[: len(content) // 2])
+    return connection
+
+
+def wait_for(condition, seconds=240.0):
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "it takes too long"
+        time.sleep(0.05)
+
+
+def test_a_killed_server_loses_nothing_and_goes_on_to_the_end(start, tmp_path, new_speech, wav):
+    data = tmp_path / "data"
+    service = start()
+    sent = {}
+    for path, text in new_speech:
+        sent[hashlib.sha256(path.read_bytes()).hexdigest()] = text
+        service.send(path, text)
+    job = service.train(steps=90)
+    again = service.client.post("/train/ewc", json={})
+    assert again.status_code == 409
+    assert job in again.json()["detail"]
+    # The server goes on answering while it trains.
+    assert service.client.get("/health").json()["training"] == job
+
+    wait_for(lambda: service.job(job)["losses"] and service.job(job)["losses"][-1]["step"] >= 15)
+    at_kill = service.job(job)
+    half = half_an_upload(service, wav(seconds=5).read_bytes())
+    # Remains of an upload that was cut off later: not yet a correction.
+    (data / "incoming" / "remains").mkdir()
+    (data / "incoming" / "remains" / "audio.part").write_bytes(b"RIFF")
+    service.kill()
+    half.close()
+    assert at_kill["state"] == "running"
+
+    service = start()
+    page = service.client.get("/corrections?limit=1000").json()["corrections"]
+    assert {c["sha256"]: c["text"] for c in page} == sent
+    assert not any((data / "incoming").iterdir())
+    assert service.client.get("/health").json() == {
+        "status": "ok", "model": "base", "training": job,
+    }  # fmt: skip
+    state = service.wait(job)
+    assert state["attempts"] == 2
+    assert [loss["step"] for loss in state["losses"]] == list(range(1, 91))
+    log = (data / "work" / job / "log.txt").read_text()
+    assert "Traceback" not in log
+
+    # The full cycle: what was learned, and what is served.
+    before, after = state["word_error_rate_before"], state["word_error_rate_after"]
+    assert after["new"] < before["new"] - 0.15
+    assert after["old"] < 0.6
+    counts = state["recordings"]
+    assert counts["new_for_training"] + counts["new_for_measuring"] == len(new_speech)
+    assert (counts["old_for_importance"], counts["old_for_measuring"]) == (30, 15)
+    assert state["model_after"] != state["model_before"] == "base"
+    assert service.client.get("/health").json()["model"] == state["model_after"]
+    assert {"base", state["model_after"], "current"} == {
+        p.name for p in (data / "models").iterdir()
+    }
+    heard = service.client.post(
+        "/transcribe", files={"audio": ("x.wav", new_speech[0][0].read_bytes())}
+    ).json()
+    assert heard["model"] == state["model_after"]
+
+
+def test_a_training_without_earlier_speech_is_refused(start, tmp_path, new_speech):
+    """Also: a worker that dies alone is noticed, and a second server on the folder is refused."""
+    old = tmp_path / "old"
+    old.mkdir()
+    service = start(old=old)
+    nothing = service.client.post("/train/ewc", json={})
+    assert nothing.status_code == 409
+    assert "0 corrections" in nothing.json()["detail"]
+    for path, text in new_speech[:2]:
+        service.send(path, text)
+    answer = service.client.post("/train/ewc", json={"lam": 0})
+    assert answer.status_code == 409
+    assert "earlier speech" in answer.json()["detail"]
+    with pytest.raises(RuntimeError, match="already working on the folder"):
+        start(old=old)
+    # A recording that vanishes: one sentence, and the next training can start.
+    new_speech[2][0].with_suffix(".txt").read_text()
+    (old / "a.wav").write_bytes(b"no recording")
+    (old / "a.txt").write_text("lion")
+    job = service.train()
+    with pytest.raises(RuntimeError, match="has failed"):
+        service.wait(job)
+    assert service.job(job)["error"].count("\n") == 0
+    assert service.client.get("/health").json()["training"] is None

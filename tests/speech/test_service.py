@@ -1,0 +1,259 @@
+"""The real server on a port of this machine: uploads, refusals, concurrency, tokens."""
+
+from __future__ import annotations
+
+import hashlib
+import socket
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import pytest
+
+pytest.importorskip("fastapi", reason="the group 'speech' is not installed")
+
+pytestmark = pytest.mark.timeout(300)
+TOKEN = "a-token-of-sixteen-or-more"
+
+
+def upload(client, content: bytes, text: str, name: str = "x.wav", **kwargs: Any):
+    return client.post(
+        "/upload/corrections", files={"audio": (name, content)}, data={"text": text}, **kwargs
+    )
+
+
+def every_correction(client) -> list[dict[str, Any]]:
+    """Return all corrections, read in small pages."""
+    found, after = [], 0
+    while page := client.get(f"/corrections?after={after}&limit=7").json()["corrections"]:
+        found += page
+        after = page[-1]["seq"]
+    return found
+
+
+def test_a_correction_comes_back_as_it_was_sent(service, wav):
+    content = wav("voice.flac", 0.5, 44_100, 2).read_bytes()
+    answer = upload(service.client, content, " Old  LION\n", "voice.flac")
+    assert answer.status_code == 201
+    correction = answer.json()
+    assert correction["text"] == "old lion"
+    assert correction["sha256"] == hashlib.sha256(content).hexdigest()
+    assert (correction["format"], correction["rate"]) == ("flac", 44_100)
+    assert correction in every_correction(service.client)
+    again = upload(service.client, content, "old lion")
+    assert (again.status_code, again.json()) == (200, correction)
+
+
+def test_concurrent_uploads_are_all_kept_and_not_mixed_up(service, wav):
+    words = "deer does eats hears hen hides hill hold horse in is island".split()
+    sent = {}
+    for i in range(48):
+        text = f"{words[i % 12]} {words[i // 12]} {words[(i * 7) % 12]}"
+        content = wav(f"c{i}.wav", 0.6 + i / 100, seed=100 + i).read_bytes()
+        sent[hashlib.sha256(content).hexdigest()] = (content, text)
+    before = {c["id"] for c in every_correction(service.client)}
+    with ThreadPoolExecutor(16) as pool:
+        answers = list(pool.map(lambda pair: upload(service.client, *pair), sent.values()))
+    assert {a.status_code for a in answers} == {201}
+    new = [c for c in every_correction(service.client) if c["id"] not in before]
+    assert len({c["id"] for c in new}) == len(new) == 48
+    assert {c["sha256"]: c["text"] for c in new} == {h: text for h, (_, text) in sent.items()}
+
+
+REFUSED = {
+    "no audio": ({"data": {"text": "lion"}}, 422, "audio"),
+    "no text": ({"files": {"audio": ("x.wav", b"RIFF")}}, 422, "text"),
+    "text as a file": (
+        {"files": {"audio": ("x.wav", b"RIFF"), "text": ("x.txt", b"lion")}}, 422, "text"),
+    "audio as a field": ({"data": {"text": "lion", "audio": "RIFF"}}, 422, "audio"),
+    "one field too many": (
+        {"files": {"audio": ("x.wav", b"RIFF")}, "data": {"text": "lion", "id": "7"}}, 422, "else"),
+    "two recordings": (
+        {"files": [("audio", ("x.wav", b"RIFF")), ("audio", ("y.wav", b"RIFF"))],
+         "data": {"text": "lion"}}, 422, "once"),
+    "JSON": ({"json": {"text": "lion"}}, 422, ""),
+    "no boundary": ({"content": b"x", "headers": {"content-type": "multipart/form-data"}}, 400, ""),
+    "cut multipart": (
+        {"content": b"--b\r\nContent-Disposition: form-data; na",
+         "headers": {"content-type": "multipart/form-data; boundary=b"}}, 422, ""),
+    "no recording": (
+        {"files": {"audio": ("x.wav", b"hello")}, "data": {"text": "lion"}}, 422, "WAV or FLAC"),
+    "no WAV": (
+        {"files": {"audio": ("x.wav", b"RIFF\x10\0\0\0WAVEjunk")}, "data": {"text": "lion"}},
+        422, "cannot be decoded"),
+    "no FLAC": (
+        {"files": {"audio": ("x.wav", b"fLaC" + b"\xff" * 99)}, "data": {"text": "lion"}},
+        422, "cannot be decoded"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", REFUSED)
+def test_what_is_wrong_is_answered_with_a_sentence(service, kind):
+    request, status, words = REFUSED[kind]
+    answer = service.client.post("/upload/corrections", **request)
+    assert (answer.status_code, list(answer.json())) == (status, ["detail"])
+    assert words in answer.json()["detail"]
+    assert "\n" not in answer.json()["detail"]
+
+
+@pytest.mark.parametrize("text", ["", "  ", "lion!", "l\x00ion", "lion" * 200, "\ud800", "löwe"])
+def test_texts_that_cannot_be_learned_are_refused(service, wav, text):
+    content = wav(seconds=25).read_bytes()
+    answer = upload(service.client, content, text.encode("utf-8", "surrogatepass"))
+    assert answer.status_code == 422
+    assert answer.json()["detail"].startswith("text ")
+
+
+def test_a_text_that_is_too_long_for_its_sound_is_refused(service, wav):
+    answer = upload(service.client, wav(seconds=0.2).read_bytes(), "north west island")
+    assert answer.status_code == 422
+    assert "too long for its recording" in answer.json()["detail"]
+
+
+@pytest.mark.parametrize(
+    "name", ["../../etc/passwd", "/etc/passwd", "..", "a\\b.wav", "C:x.wav", "a\x01.wav", "x" * 300]
+)
+def test_file_names_that_are_paths_are_refused(service, wav, name):
+    body = (
+        b'--b\r\nContent-Disposition: form-data; name="audio"; filename="' + name.encode()
+        + b'"\r\n\r\n' + wav().read_bytes()
+        + b'\r\n--b\r\nContent-Disposition: form-data; name="text"\r\n\r\nlion\r\n--b--\r\n'
+    )  # fmt: skip
+    headers = {"content-type": "multipart/form-data; boundary=b"}
+    answer = service.client.post("/upload/corrections", content=body, headers=headers)
+    assert answer.status_code == 422
+    assert "plain" in answer.json()["detail"]
+
+
+def raw(service, head: str, chunks) -> bytes:
+    """Send a request by hand and return the beginning of the answer, however much was read."""
+    url = service.client.base_url
+    with socket.create_connection((url.host, url.port), timeout=30) as connection:
+        connection.sendall(head.replace("\n", "\r\n").encode())
+        try:
+            for chunk in chunks:
+                connection.sendall(chunk)
+        except OSError:
+            pass  # it no longer listens: just what is wanted
+        return connection.recv(4096)
+
+
+HEAD = """POST /upload/corrections HTTP/1.1
+Host: localhost
+Content-Type: multipart/form-data; boundary=b
+"""
+
+
+def test_too_large_a_body_is_refused_by_its_header(service):
+    answer = raw(service, HEAD + "Content-Length: 99999999999\n\n", [])
+    assert b" 413 " in answer.splitlines()[0]
+    assert b"must have at most" in answer
+
+
+def test_too_large_a_body_is_refused_while_it_comes_in(service):
+    sent = 0
+
+    def endless():
+        nonlocal sent
+        part = b'--b\r\nContent-Disposition: form-data; name="audio"; filename="x.wav"\r\n\r\nRIFF'
+        yield b"%x\r\n%s\r\n" % (len(part), part)
+        while sent < 200 * 2**20:
+            sent += 2**16
+            yield b"10000\r\n" + bytes(2**16) + b"\r\n"
+
+    answer = raw(service, HEAD + "Transfer-Encoding: chunked\n\n", endless())
+    assert b" 413 " in answer.splitlines()[0]
+    assert sent < 60 * 2**20
+
+
+def test_a_web_page_of_another_site_cannot_use_the_service(service, wav):
+    for headers in (
+        {"origin": "https://example.org"}, {"origin": "null"}, {"host": "example.org"}, {"host": ""},
+        {"host": "[::1"},
+    ):  # fmt: skip
+        answer = upload(service.client, wav().read_bytes(), "lion", headers=headers)
+        assert answer.status_code in (400, 403), headers
+    own = {"origin": str(service.client.base_url).rstrip("/")}
+    assert service.client.get("/corrections", headers=own).status_code == 200
+
+
+def test_a_training_needs_corrections_and_its_wishes_checked(service):
+    for wish in (
+        {"lam": -1}, {"lam": "strong"}, {"steps": 0}, {"lambda": 3}, {"start": "../base"}, [], 7,
+    ):  # fmt: skip
+        answer = service.client.post("/train/ewc", json=wish)
+        assert (answer.status_code, list(answer.json())) == (422, ["detail"])
+    nan = service.client.post(
+        "/train/ewc", content=b'{"lam": NaN}', headers={"content-type": "application/json"}
+    )
+    assert nan.status_code == 422
+    assert service.client.get("/train/ewc/nothing").status_code == 404
+
+
+def test_the_documents_describe_every_route(service):
+    paths = service.client.get("/openapi.json").json()["paths"]
+    assert set(paths) == {
+        "/health", "/upload/corrections", "/corrections", "/train/ewc", "/train/ewc/{job_id}",
+        "/transcribe",
+    }  # fmt: skip
+    assert service.client.get("/docs").status_code == 200
+
+
+def test_the_health_says_which_model_is_in_use(service):
+    assert service.client.get("/health").json() == {
+        "status": "ok", "model": "base", "training": None,
+    }  # fmt: skip
+
+
+def test_sound_is_transcribed(service, new_speech):
+    path, _ = new_speech[0]
+    answer = service.client.post("/transcribe", files={"audio": ("x.wav", path.read_bytes())})
+    assert answer.status_code == 200
+    assert answer.json()["model"] == "base"
+
+
+@pytest.fixture(scope="module")
+def guarded(tmp_path_factory, settings):
+    """The application with a token, without a server; no lifespan, so no route gets through."""
+    from fastapi.testclient import TestClient
+
+    from ewc_tutorial.integrations.speech.app import create_app
+    from ewc_tutorial.integrations.speech.settings import Settings
+
+    data = tmp_path_factory.mktemp("guarded")
+    app = create_app(Settings(data=data, token=TOKEN, **settings))
+    return TestClient(app, raise_server_exceptions=False)
+
+
+@pytest.mark.parametrize(
+    "header", [None, "", "Bearer", "Bearer x", f"Basic {TOKEN}", f"Bearer {TOKEN}x", "Bearer \xff"]
+)
+@pytest.mark.parametrize(
+    ("method", "path"),
+    [("POST", "/upload/corrections"), ("GET", "/corrections"), ("POST", "/train/ewc"),
+     ("GET", "/train/ewc/1"), ("GET", "/docs"), ("GET", "/openapi.json"), ("POST", "/transcribe"),
+     ("GET", "/nothing"), ("GET", "/health/../corrections"), ("GET", "//health")],
+)  # fmt: skip
+def test_with_a_token_no_route_answers_without_it(guarded, method, path, header):
+    headers = {} if header is None else {"authorization": header.encode("latin-1")}
+    answer = guarded.request(method, path, headers=headers)
+    assert answer.status_code == 401
+    assert answer.headers["www-authenticate"] == "Bearer"
+
+
+def test_with_the_token_the_documents_are_there(guarded):
+    headers = {"authorization": f"bearer {TOKEN}"}
+    schema = guarded.get("/openapi.json", headers=headers).json()
+    assert schema["paths"]["/corrections"]["get"]["security"]
+    assert "security" not in schema["paths"]["/health"]["get"]
+
+
+def test_without_a_token_other_machines_get_nothing(tmp_path, settings):
+    from fastapi.testclient import TestClient
+
+    from ewc_tutorial.integrations.speech.app import create_app
+    from ewc_tutorial.integrations.speech.settings import Settings
+
+    app = create_app(Settings(data=tmp_path, **settings))
+    for client, status in ((("192.168.1.7", 5), 403), (("127.0.0.1", 5), 200)):
+        there = TestClient(app, "http://localhost", client=client, raise_server_exceptions=False)
+        assert there.get("/openapi.json").status_code == status
