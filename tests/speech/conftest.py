@@ -58,7 +58,7 @@ def new_speech(tmp_path_factory) -> list[tuple[Path, str]]:
 @pytest.fixture(scope="session")
 def settings(tiny_model, old_speech) -> dict[str, Any]:
     """Settings of a service with the small model; a test adds ``data``."""
-    return {"model": tiny_model, "old": old_speech, **TINY}
+    return {"model": str(tiny_model), "old": str(old_speech), **TINY}
 
 
 @pytest.fixture
@@ -78,12 +78,14 @@ def start(tmp_path, settings) -> Iterator[Callable[..., Any]]:
             service.stop()
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def service(tmp_path_factory, settings) -> Iterator[Any]:
-    """One server for all tests of a file that leave it as usable as before."""
+    """One server for all tests that leave it as usable as before. It has no earlier speech, so no
+    request starts a training."""
     from ewc_tutorial.integrations.speech.service import running_service
 
-    with running_service(data=tmp_path_factory.mktemp("data"), **settings) as running:
+    empty = {"data": tmp_path_factory.mktemp("data"), "old": tmp_path_factory.mktemp("no_old")}
+    with running_service(**(settings | empty)) as running:
         yield running
 
 

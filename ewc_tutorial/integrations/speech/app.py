@@ -186,7 +186,7 @@ def _add_training(app: FastAPI, settings: Settings, bearer: list[Any]) -> None:
         "/train/ewc",
         status_code=202,
         dependencies=bearer,
-        responses=_problems(409, 422),
+        responses=_problems(400, 409, 422),
     )
     def start_training(request: Request, wish: TrainRequest | None = None) -> TrainStarted:
         """Start a training on all corrections so far, held by what matters for earlier speech."""

@@ -18,6 +18,8 @@ Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 #: What a multipart body may hold beside the recording: boundaries, headers, the text.
 OVERHEAD = 64 * 1024
+#: After a refusal the connection is closed: else the server would go on reading the body.
+_LEAVE = {"Connection": "close"}
 #: The route that needs no token.
 OPEN = "/health"
 
@@ -56,13 +58,13 @@ class Gate:
                     return _problem(
                         401,
                         "Send the header 'Authorization: Bearer TOKEN' with the service's token.",
-                        {"WWW-Authenticate": "Bearer"},
+                        {"WWW-Authenticate": "Bearer"} | _LEAVE,
                     )
             elif sentence := _stranger(scope, headers):
-                return _problem(403, sentence)
+                return _problem(403, sentence, _LEAVE)
         declared = headers.get("content-length", "")
         if declared.isdigit() and int(declared) > self._max_body:
-            return _problem(413, self._too_large())
+            return _problem(413, self._too_large(), _LEAVE)
         return None
 
     def _has_token(self, headers: Headers) -> bool:
@@ -79,7 +81,7 @@ class Gate:
             message = await receive()
             size += len(message.get("body", b""))
             if size > self._max_body:
-                raise HTTPException(413, self._too_large())
+                raise HTTPException(413, self._too_large(), _LEAVE)
             return message
 
         return counted

@@ -25,7 +25,11 @@ from transformers import PrinterCallback, TrainerCallback, TrainingArguments
 from ewc_tutorial.ewc import EWC
 from ewc_tutorial.integrations.huggingface import EWCTrainer, LoraEWC, consolidate, pad_batch
 from ewc_tutorial.integrations.speech import audio, files
-from ewc_tutorial.integrations.speech.recogniser import Recogniser, word_error_rate
+from ewc_tutorial.integrations.speech.recogniser import (
+    Recogniser,
+    no_progress_bars,
+    word_error_rate,
+)
 
 #: A recording, as a file or as samples (samples,) at 16 kHz, and its text.
 Recording = tuple[Path | np.ndarray, str]
@@ -112,7 +116,7 @@ def learn(
         return
     work.mkdir(parents=True, exist_ok=True)
     tell = on_phase or (lambda phase: None)
-    with _random_states_kept(plan.seed):
+    with _random_states_kept(plan.seed), no_progress_bars():
         model = _prepared(recogniser.model, plan)
         ewc = None
         if plan.lam > 0:
