@@ -8,7 +8,7 @@ NOTEBOOKS := notebooks
 NBVAL := --nbval-lax --nbval-current-env --nbval-cell-timeout=300
 
 .DEFAULT_GOAL := help
-.PHONY: help lab app lab-html test check notebooks bench-fisher bench-step bench-sweep clean
+.PHONY: help lab app lab-html test check notebooks bench-fisher bench-step bench-sweep speech clean
 
 help:  ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -41,6 +41,9 @@ bench-step: $(VENV)/.tested  ## Measure a training step with EWC beside a plain 
 
 bench-sweep: $(VENV)/.tested  ## Measure a sweep over λ beside a single run
 	$(BIN)/python benchmarks/bench_sweep.py
+
+speech: $(VENV)/.installed  ## Start the speech-corrections service of notebook 10
+	$(BIN)/python -m ewc_tutorial.integrations.speech
 
 clean:  ## Remove the environment and everything that can be made again
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache .hypothesis tests/artifacts
