@@ -11,7 +11,7 @@ import pytest
 
 #: What the small model needs otherwise than a large one.
 TINY = {
-    "learning_rate": 2e-3, "steps": 60, "freeze_encoder": False, "fisher_samples": 30,
+    "steps": 60, "fisher_samples": 30,
     "checkpoint_every": 10, "threads": 1, "max_tests": 15, "lam": 100.0,
 }  # fmt: skip
 

@@ -31,7 +31,7 @@ from ewc_tutorial.integrations.speech.messages import (
     Transcript,
 )
 from ewc_tutorial.integrations.speech.models import Models
-from ewc_tutorial.integrations.speech.recogniser import Recogniser
+from ewc_tutorial.integrations.speech.recogniser import SMALL, Recogniser
 from ewc_tutorial.integrations.speech.runner import Runner
 from ewc_tutorial.integrations.speech.settings import Settings
 from ewc_tutorial.integrations.speech.worker import old_files, start_version
@@ -207,7 +207,9 @@ def _add_training(app: FastAPI, settings: Settings, bearer: list[Any]) -> None:
                 409,
             )
         job = service.jobs.create(
-            {"plan": _plan(settings, wish)}, last_seq, start_version(service.models, wish.start)
+            {"plan": _plan(settings, wish, small=hasattr(service.served()[1].model.config, SMALL))},
+            last_seq,
+            start_version(service.models, wish.start),
         )
         service.runner.start(job)
         return TrainStarted(id=job)
@@ -283,13 +285,15 @@ def _exactly(*names: str) -> Any:
     return check
 
 
-def _plan(settings: Settings, wish: TrainRequest) -> dict[str, Any]:
+def _plan(settings: Settings, wish: TrainRequest, small: bool) -> dict[str, Any]:
     names = (
         "lam", "steps", "batch_size", "learning_rate", "fisher_samples", "lora_rank",
         "freeze_encoder", "checkpoint_every", "seed",
     )  # fmt: skip
-    wished = {name: value for name, value in wish if name in names and value is not None}
-    return {name: getattr(settings, name) for name in names} | wished
+    plan = {"learning_rate": 2e-3 if small else 3e-5, "freeze_encoder": not small}
+    for source in (settings, wish):
+        plan |= {name: value for name, value in source if name in names and value is not None}
+    return plan
 
 
 async def _refused(request: Request, error: RefusedError) -> JSONResponse:

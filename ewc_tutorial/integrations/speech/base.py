@@ -23,7 +23,7 @@ from ewc_tutorial.integrations.huggingface import pad_batch
 from ewc_tutorial.integrations.speech import synthetic
 from ewc_tutorial.integrations.speech.audio import RATE
 from ewc_tutorial.integrations.speech.models import BASE, Models
-from ewc_tutorial.integrations.speech.recogniser import Recogniser, no_progress_bars
+from ewc_tutorial.integrations.speech.recogniser import SMALL, Recogniser, no_progress_bars
 from ewc_tutorial.integrations.speech.settings import GERMAN, PREFIX, TINY, Settings
 
 _SPECIAL = ("<pad>", "<s>", "</s>", "<unk>", "|")
@@ -83,7 +83,7 @@ def tiny_recogniser(seed: int = 0) -> Recogniser:
         feat_extract_norm="layer", do_stable_layer_norm=True, num_conv_pos_embeddings=9,
         num_conv_pos_embedding_groups=4, hidden_dropout=0.0, attention_dropout=0.0,
         activation_dropout=0.0, feat_proj_dropout=0.0, final_dropout=0.0, layerdrop=0.0,
-        apply_spec_augment=False, pad_token_id=0,
+        apply_spec_augment=False, pad_token_id=0, **{SMALL: True},
     )  # fmt: skip
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)

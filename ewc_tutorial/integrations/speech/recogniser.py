@@ -20,6 +20,8 @@ from ewc_tutorial.integrations.huggingface import pad_batch
 from ewc_tutorial.integrations.speech.audio import RATE
 from ewc_tutorial.integrations.speech.errors import RefusedError
 
+#: Marks the small model of this course in its configuration.
+SMALL = "ewc_tutorial_small"
 #: Recordings per forward pass when transcribing.
 _BATCH = 8
 

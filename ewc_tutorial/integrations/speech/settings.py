@@ -49,13 +49,15 @@ class Settings(BaseSettings):
         150, description="optimizer steps of a training"
     )
     batch_size: Annotated[int, Field(ge=1, le=1024)] = Field(8, description="recordings per step")
-    learning_rate: Annotated[FiniteFloat, Field(gt=0, le=1)] = Field(
-        3e-5, description="of AdamW, after a warm-up"
+    learning_rate: Annotated[FiniteFloat, Field(gt=0, le=1)] | None = Field(
+        None, description="of AdamW, after a warm-up [3e-5; 2e-3 for the small model]"
     )
     lora_rank: Annotated[int, Field(ge=0, le=256)] = Field(
         0, description="rank of LoRA adapters; 0 trains the weights themselves"
     )
-    freeze_encoder: bool = Field(True, description="leave the convolutions as they are")
+    freeze_encoder: bool | None = Field(
+        None, description="leave the convolutions as they are [true; false for the small model]"
+    )
     checkpoint_every: Annotated[int, Field(ge=1)] = Field(
         25, description="steps between two checkpoints"
     )
