@@ -3,8 +3,8 @@
     python benchmarks/bench_fisher.py [--rounds 7] [--quick]
 
 Time is a multiple of one plain forward and backward pass over the same data (batch 128), measured
-in the same round of one process; the table has the median over rounds. Methods that take far longer
-than the rest are given fewer samples, as is the plain pass that they are compared with. Memory is
+right before each run in the same process; the table has the median over rounds. Methods that take
+far longer than the rest get fewer samples, as does the plain pass beside them. Memory is
 how far the process's memory rises. The error is the largest difference from a float64 loop over
 single samples, relative to that parameter's largest entry (at least to a millionth of the largest
 entry of all). BackPACK, nngeometry and Avalanche are measured where they are installed (the
@@ -28,7 +28,7 @@ import matplotlib.pyplot as plt
 import pandas as pd
 import torch
 import torch.nn.functional as F
-from timing import interleaved, median_ratio, peak_megabytes
+from timing import paired, peak_megabytes
 from torch import Tensor, nn
 
 from ewc_tutorial.fisher import fisher_diagonal
@@ -155,7 +155,7 @@ def measure(setting: Setting, rounds: int) -> list[dict[str, object]]:
     model = setting.model.eval()
     small = (x[:48], y[:48])
     reference = {e: reference_fisher(model, *small, e) for e in ("empirical", "exact")}
-    rows, functions = [], {}
+    rows, pairs = [], {}
     for entry in entries():
         label = f"{entry.name}|{entry.estimator}"
         n = min(entry.n or len(x), len(x))
@@ -170,15 +170,11 @@ def measure(setting: Setting, rounds: int) -> list[dict[str, object]]:
             entry.method(model, x[:n], y[:n])
 
         row["peak_mb"] = peak_megabytes(run)
-        functions[label] = run
+        pairs[label] = run, partial(rivals.plain_pass, model, x[:n], y[:n])
         rows.append(row)
-    labels = list(functions)
-    for n in sorted({row["n"] for row in rows}):
-        functions[str(n)] = partial(rivals.plain_pass, model, x[:n], y[:n])
-    seconds = interleaved(functions, rounds)
-    for row, label in zip(rows, labels, strict=True):
-        row["multiple"] = median_ratio(seconds, label, str(row["n"]))
-        row["ms_per_1000"] = 1e6 * sorted(seconds[label])[rounds // 2] / row["n"]
+    for row, seconds in zip(rows, paired(pairs, rounds).values(), strict=True):
+        row["multiple"] = seconds.multiple()
+        row["ms_per_1000"] = 1e6 * seconds.median() / row["n"]
     return rows
 
 
@@ -206,9 +202,9 @@ def markdown(table: pd.DataFrame, rounds: int) -> str:
         "# The diagonal Fisher information: time, memory, error",
         "",
         "Time as a multiple of a plain forward and backward pass over the same data (batch 128), "
-        f"median of {rounds} interleaved rounds; memory as the rise of the process's memory; error "
-        "as the largest difference from a float64 loop over single samples, relative to the "
-        "parameter's largest entry. A method that is missing for a model cannot do it. "
+        f"median of {rounds} rounds that alternate the two; memory as the rise of the process's "
+        "memory; error as the largest difference from a float64 loop over single samples, relative "
+        "to the parameter's largest entry. A method that is missing for a model cannot do it. "
         f"PyTorch {torch.__version__}, {torch.get_num_threads()} threads, "
         f"{platform.machine()} CPU. `make bench-fisher` makes this file.",
     ]

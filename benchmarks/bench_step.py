@@ -5,7 +5,7 @@
 The 784-400-400-10 network, batches of 128, after 1, 10 and 100 consolidated tasks. The package
 keeps one quadratic however many tasks there were; beside it stand its own differentiable penalty,
 the textbook loop over stored tasks, and Avalanche's plugin where it is installed. Time is a
-multiple of a plain step in the same round of one process, median over rounds.
+multiple of plain steps taken right before in the same process, median over rounds.
 
 Writes ``step.csv``, ``step.md`` and ``step.png`` into ``benchmarks/results/``.
 """
@@ -24,7 +24,7 @@ import pandas as pd
 import torch
 import torch.nn.functional as F
 from fisher_rivals import available
-from timing import interleaved, median_ratio
+from timing import paired
 from torch import Tensor, nn
 
 from ewc_tutorial.ewc import EWC
@@ -151,15 +151,15 @@ def repeated(step: Callable[[], None], times: int) -> Callable[[], None]:
 def measure(optimizer: str, tasks: int, steps: int, rounds: int) -> list[dict[str, object]]:
     ways = ways_to_train(optimizer, tasks)
     counts = {name: max(1, steps // tasks) if name in FEW_STEPS else steps for name in ways}
-    functions = {name: repeated(step, counts[name]) for name, step in ways.items()}
-    seconds = interleaved(functions, rounds)
+    plain = repeated(ways[PLAIN], steps)
+    seconds = paired({n: (repeated(way, counts[n]), plain) for n, way in ways.items()}, rounds)
     return [
         {
             "optimizer": optimizer,
             "tasks": tasks,
             "method": name,
-            "multiple": median_ratio(seconds, name, PLAIN) * steps / counts[name],
-            "ms_per_step": 1e3 * sorted(seconds[name])[rounds // 2] / counts[name],
+            "multiple": seconds[name].multiple() * steps / counts[name],
+            "ms_per_step": 1e3 * seconds[name].median() / counts[name],
         }
         for name in ways
     ]
@@ -169,7 +169,7 @@ def markdown(table: pd.DataFrame, rounds: int) -> str:
     lines = [
         "# A training step with EWC",
         "",
-        f"Time as a multiple of a plain step, median of {rounds} interleaved rounds: "
+        f"Time as a multiple of a plain step, median of {rounds} rounds that alternate the two: "
         f"784-400-400-10 network, batches of {BATCH}. PyTorch {torch.__version__}, "
         f"{torch.get_num_threads()} threads, {platform.machine()} CPU. "
         "`make bench-step` makes this file.",

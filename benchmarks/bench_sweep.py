@@ -4,7 +4,7 @@
     python benchmarks/bench_sweep.py --device cuda --members 1 16 64 256 1024
 
 The digits network 64-64-64-10 learns two permuted tasks. Every round measures one run of ``learn``
-and one sweep of every size, so that what slows the machine slows all of them; reported are medians
+right before the sweep of each size, so that what slows the machine slows both; reported are medians
 over the rounds. The claim to check: 16 λ in at most 3 times the time of one run, 32 in at most 5.
 """
 
@@ -18,7 +18,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from timing import interleaved, median_ratio
+from timing import paired
 
 from ewc_tutorial import EWC, learn, mlp, permuted_tasks
 from ewc_tutorial.sweep import lambda_sweep
@@ -26,7 +26,6 @@ from ewc_tutorial.sweep import lambda_sweep
 RESULTS = Path(__file__).resolve().parent / "results" / "sweep.csv"
 HIDDEN = (64, 64)
 LIMITS = {16: 3.0, 32: 5.0}
-ONE = "one run"
 
 
 def main() -> None:
@@ -62,13 +61,12 @@ def measure(options: argparse.Namespace, threads: int) -> list[dict]:
         lambdas = [0.0, *np.logspace(-2, 6, members - 1)]
         lambda_sweep(tasks, lambdas, hidden=HIDDEN, device=options.device, progress=False, **budget)
 
-    functions = {str(m): partial(sweep, m) for m in options.members}
-    seconds = interleaved({ONE: one_run, **functions}, options.rounds)
-    base = statistics.median(seconds[ONE])
+    seconds = paired({m: (partial(sweep, m), one_run) for m in options.members}, options.rounds)
+    base = statistics.median(s for each in seconds.values() for s in each.of_unit)
     print(f"{options.device}, {threads} thread(s), one run of `learn`: {base:.2f} s")
     rows = []
     for members in options.members:
-        ratio = median_ratio(seconds, str(members), ONE)
+        ratio = seconds[members].multiple()
         limit = LIMITS.get(members) if options.device == "cpu" else None
         verdict = "" if limit is None else f"  (at most {limit:g}: {ratio <= limit})"
         print(f"  {members:5} λ: {ratio:5.2f} times one run{verdict}")
@@ -77,7 +75,7 @@ def measure(options: argparse.Namespace, threads: int) -> list[dict]:
                 "device": options.device,
                 "threads": threads,
                 "members": members,
-                "seconds": round(statistics.median(seconds[str(members)]), 3),
+                "seconds": round(seconds[members].median(), 3),
                 "one_run_seconds": round(base, 3),
                 "ratio": round(ratio, 2),
                 "rounds": options.rounds,

@@ -7,31 +7,48 @@ import re
 import statistics
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
-Functions = Mapping[str, Callable[[], object]]
+Function = Callable[[], object]
 
 
-def interleaved(functions: Functions, rounds: int) -> dict[str, list[float]]:
-    """Return seconds per round and function; each round runs every function once.
+def paired(pairs: Mapping[str, tuple[Function, Function]], rounds: int) -> dict[str, Seconds]:
+    """Time functions, each with its unit of comparison right before it, round by round.
 
-    What slows the machine for a while then slows all of them: compare within a round.
+    What slows the machine for a moment then slows both: compare within a round.
     """
-    for function in functions.values():  # warm up
+    for function, unit in pairs.values():  # warm up
+        unit()
         function()
-    seconds: dict[str, list[float]] = {name: [] for name in functions}
+    seconds = {name: Seconds() for name in pairs}
     for _ in range(rounds):
-        for name, function in functions.items():
-            start = time.perf_counter()
-            function()
-            seconds[name].append(time.perf_counter() - start)
+        for name, (function, unit) in pairs.items():
+            seconds[name].of_unit.append(_seconds(unit))
+            seconds[name].of_function.append(_seconds(function))
     return seconds
 
 
-def median_ratio(seconds: Mapping[str, list[float]], name: str, unit: str) -> float:
-    """Return the median over rounds of one function's time as a multiple of another's."""
-    pairs = zip(seconds[name], seconds[unit], strict=True)
-    return statistics.median(a / b for a, b in pairs)
+@dataclass(frozen=True)
+class Seconds:
+    """What a function and its unit took in each round."""
+
+    of_function: list[float] = field(default_factory=list)
+    of_unit: list[float] = field(default_factory=list)
+
+    def median(self) -> float:
+        return statistics.median(self.of_function)
+
+    def multiple(self) -> float:
+        """Return the median over rounds of the function's time as a multiple of its unit's."""
+        pairs = zip(self.of_function, self.of_unit, strict=True)
+        return statistics.median(a / b for a, b in pairs)
+
+
+def _seconds(function: Function) -> float:
+    start = time.perf_counter()
+    function()
+    return time.perf_counter() - start
 
 
 def peak_megabytes(function: Callable[[], object]) -> float | None:
