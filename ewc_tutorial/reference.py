@@ -400,3 +400,40 @@ def grown_head_penalty(weight: Tensor, anchor: Tensor, fisher: Tensor, lam: floa
     for row in range(len(anchor)):
         total = total + (fisher[row] * (weight[row] - anchor[row]) ** 2).sum()
     return lam / 2 * total
+
+
+# --- 09 A language model that forgets ---------------------------------------------------------
+
+
+def sequence_log_prob(logits: Tensor, labels: Tensor) -> Tensor:
+    """Return the log-probability that a causal language model gives to one sequence.
+
+    ``logits`` is ``(T, V)``, ``labels`` ``(T,)``: the sequence itself, −100 where a token does not
+    count. The logits at place t are about the token at place t + 1.
+    """
+    total = torch.zeros(())
+    for t in range(len(labels) - 1):
+        if labels[t + 1] != -100:
+            total = total + logits[t].log_softmax(dim=0)[labels[t + 1]]
+    return total
+
+
+def fisher_of_sequences(token_gradients: list[Tensor]) -> Tensor:
+    """Return the Fisher diagonal ``(P,)``: the mean over sequences of the squared score.
+
+    ``token_gradients`` holds, for each sequence, the gradients ``(T_n, P)`` of its tokens'
+    log-probabilities.
+    """
+    total = 0.0
+    for gradients in token_gradients:
+        score = gradients.sum(dim=0)
+        total = total + score**2
+    return total / len(token_gradients)
+
+
+def lora_gradients(G: Tensor, A: Tensor, B: Tensor, s: float) -> tuple[Tensor, Tensor]:
+    """Return the gradients by A ``(r, in)`` and B ``(out, r)`` of a loss that depends on W + s·BA.
+
+    ``G`` ``(out, in)`` is its gradient by the weight W.
+    """
+    return s * B.T @ G, s * G @ A.T

@@ -7,7 +7,7 @@ from importlib import import_module
 from ewc_tutorial.exercises.core import Exercise
 
 #: The modules of this package that declare exercises, each in a dict ``EXERCISES``.
-CHAPTERS = ("start", "bayes", "fisher", "penalty", "curves", "lab", "scenarios", "bugs")
+CHAPTERS = ("start", "bayes", "fisher", "penalty", "curves", "lab", "scenarios", "bugs", "language")
 
 EXERCISES: dict[str, Exercise] = {}
 for _chapter in CHAPTERS:

@@ -44,6 +44,7 @@ from ewc_tutorial.plots.fisher import (
     sampling_error,
     unit_maps,
 )
+from ewc_tutorial.plots.language import factor_by_batch, perplexity_over_time, protection
 from ewc_tutorial.plots.penalty import (
     accuracy_by_lambda,
     collapsed_springs,
@@ -87,6 +88,7 @@ __all__ = [
     "curve_with_band",
     "curves_at",
     "curves_by_lambda",
+    "factor_by_batch",
     "fisher_along_training",
     "fisher_scatter",
     "forgetting_curves",
@@ -112,10 +114,12 @@ __all__ = [
     "overlap_by_layer",
     "penalised_bowl",
     "penalty_traces",
+    "perplexity_over_time",
     "pixel_map",
     "posterior_panels",
     "power_of_ten",
     "program_chart",
+    "protection",
     "published_lambdas",
     "pull_share",
     "recovery",
