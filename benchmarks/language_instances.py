@@ -43,15 +43,16 @@ LATER = {"steps": 200, "lr": 1e-3}
 ADAPTER = {"steps": 200, "lr": 5e-3}
 BATCH = 16
 LORA_AB, LORA_W = "LoRA + EWC on A and B", "LoRA + EWC on the weights"
-#: The values of λ of each method, from hardly anything to hardly any learning.
+#: The values of λ of each method, from hardly any protection to hardly any learning.
+LADDER = (0.01, 0.1, 1.0, 10.0, 100.0)
 LADDERS = {
     "plain": (0.0,),
-    "EWC": (1.0, 10.0, 100.0, 1e3, 1e4),
+    "EWC": LADDER,
     "LoRA": (0.0,),
-    LORA_W: (1.0, 10.0, 100.0, 1e3, 1e4),
-    LORA_AB: (1.0, 10.0, 100.0, 1e3, 1e4),
-    "source": (5e3, 5e4, 5e5),
-    "average": (10.0, 100.0, 1e3),
+    LORA_W: LADDER,
+    LORA_AB: LADDER,
+    "average": LADDER,
+    "source": (5e2, 5e3, 5e4, 5e5),
     "joint": (0.0,),
 }
 RUNS = [(method, lam) for method, ladder in LADDERS.items() for lam in ladder]
