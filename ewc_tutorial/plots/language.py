@@ -64,7 +64,7 @@ def perplexity_over_time(
         ax.set_yticks([1, 2, 5, 10, 30], labels=["1", "2", "5", "10", "30"])
         ax.minorticks_off()
     axes[0].set_ylabel("perplexity per character")
-    axes[-1].legend(fontsize="small", loc="upper left")
+    axes[-1].legend(fontsize="small", loc="lower left")
     return axes
 
 
@@ -78,6 +78,7 @@ def protection(
             have shape (seeds, λ). Crosses show ± 1 standard error.
     """
     ax = axes_or_new(ax, (7.2, 4.4))
+    named: list[tuple[float, float]] = []
     for method, (new, old, lams) in points.items():
         new, old = np.atleast_2d(np.asarray(new)), np.atleast_2d(np.asarray(old))
         look = _look(method)
@@ -93,15 +94,13 @@ def protection(
             **(look | ({"linestyle": "none"} if one else {})),
         )
         for x, y, lam in zip(new.mean(0), old.mean(0), lams, strict=True):
-            if not one:
-                ax.annotate(
-                    f"{lam:,.0f}",
-                    (x, y),
-                    xytext=(5, 4),
-                    textcoords="offset points",
-                    fontsize="x-small",
-                    color=look["color"],
-                )
+            # Where curves meet, one number is enough.
+            near = any(np.hypot(np.log(x / u), np.log(y / v)) < 0.06 for u, v in named)
+            if not one and not near:
+                named.append((x, y))
+                text = f"{lam:,g}" if lam < 1 else f"{lam:,.0f}"
+                place = {"xytext": (6, 4), "textcoords": "offset points"}
+                ax.annotate(text, (x, y), **place, fontsize="x-small", color=look["color"])
     ax.set(
         xscale="log",
         yscale="log",
@@ -109,7 +108,7 @@ def protection(
         ylabel="perplexity of the earlier instances",
     )
     for axis in (ax.xaxis, ax.yaxis):
-        axis.set_major_locator(plt.FixedLocator([1.25, 1.5, 2, 3, 4, 6, 8]))
+        axis.set_major_locator(plt.FixedLocator([1.25, 1.5, 2, 3, 4, 5]))
         axis.set_major_formatter(plt.FuncFormatter(lambda value, _: f"{value:g}"))
         axis.set_minor_locator(plt.NullLocator())
     ax.legend(fontsize="small", loc="upper left", bbox_to_anchor=(1.01, 1.0))
@@ -123,16 +122,17 @@ def factor_by_batch(
 
     Args:
         sizes: batch sizes b.
-        measured: total of the squared batch means over the total of F, per size.
-        predicted: 1 / (b T²), per size.
+        measured: total of F over the total of the squared batch means, per size.
+        predicted: b T², per size.
     """
     ax = axes_or_new(ax, (5.6, 3.4))
-    ax.plot(sizes, predicted, color="0.4", linestyle="--", label="1 / (b T²)")
+    ax.plot(sizes, predicted, color="0.4", linestyle="--", label="b T²")
     ax.plot(sizes, measured, color="C3", marker="X", linestyle="none", label="measured")
-    ax.set(xscale="log", yscale="log", xlabel="batch size b (sequences)", xticks=list(sizes))
-    ax.set_xticklabels([str(size) for size in sizes])
+    ax.set(xscale="log", yscale="log", xlabel="batch size b (sentences)")
+    ax.set_xticks(list(sizes), labels=[str(size) for size in sizes])
+    ax.set_yticks([300, 1000, 3000], labels=["300", "1,000", "3,000"])
     ax.minorticks_off()
-    ax.set_ylabel("squared batch mean / F")
+    ax.set_ylabel("F / squared batch mean")
     ax.legend()
     return ax
 
