@@ -442,6 +442,98 @@ def grown_head_penalty(weight: Tensor, anchor: Tensor, fisher: Tensor, lam: floa
     return lam / 2 * total
 
 
+# --- 09 A language model that forgets ---------------------------------------------------------
+
+
+def sequence_log_prob(logits: Tensor, labels: Tensor) -> Tensor:
+    """Return the log-probability that a causal language model gives to one sequence.
+
+    ``logits`` is ``(T, V)``, ``labels`` ``(T,)``: the sequence itself, −100 where a token does not
+    count. The logits at place t are about the token at place t + 1.
+    """
+    total = torch.zeros(())
+    for t in range(len(labels) - 1):
+        if labels[t + 1] != -100:
+            total = total + logits[t].log_softmax(dim=0)[labels[t + 1]]
+    return total
+
+
+def fisher_of_sequences(token_gradients: list[Tensor]) -> Tensor:
+    """Return the Fisher diagonal ``(P,)``: the mean over sequences of the squared score.
+
+    ``token_gradients`` holds, for each sequence, the gradients ``(T_n, P)`` of its tokens'
+    log-probabilities.
+    """
+    total = 0.0
+    for gradients in token_gradients:
+        score = gradients.sum(dim=0)
+        total = total + score**2
+    return total / len(token_gradients)
+
+
+def lora_gradients(G: Tensor, A: Tensor, B: Tensor, s: float) -> tuple[Tensor, Tensor]:
+    """Return the gradients by A ``(r, in)`` and B ``(out, r)`` of a loss that depends on W + s·BA.
+
+    ``G`` ``(out, in)`` is its gradient by the weight W.
+    """
+    return s * B.T @ G, s * G @ A.T
+
+
+# --- 10 A speech recogniser that learns -----------------------------------------------------
+
+
+def ctc_collapse(path: list[int], blank: int) -> list[int]:
+    """Return the text of a CTC path: symbols that repeat are merged, then blanks removed.
+
+    A symbol may come twice in the text only if a blank stands between the two in the path.
+    """
+    text = []
+    previous = blank
+    for symbol in path:
+        if symbol != previous and symbol != blank:
+            text.append(symbol)
+        previous = symbol
+    return text
+
+
+def word_error_rate(text: list[str], heard: list[str]) -> float:
+    """Return the least number of changes per word of ``text`` that turn it into ``heard``.
+
+    A change replaces, deletes or inserts one word. ``errors[i][j]`` counts them for the first i
+    words of the text and the first j of what was heard.
+    """
+    errors = [[i + j for j in range(len(heard) + 1)] for i in range(len(text) + 1)]
+    for i in range(1, len(text) + 1):
+        for j in range(1, len(heard) + 1):
+            replaced = errors[i - 1][j - 1] + (text[i - 1] != heard[j - 1])
+            errors[i][j] = min(replaced, errors[i - 1][j] + 1, errors[i][j - 1] + 1)
+    return errors[-1][-1] / len(text)
+
+
+def promise_kept(steps: list[str]) -> bool:
+    """Return whether a power cut can come at any moment of ``steps`` and break no promise.
+
+    The steps are ``write``, ``sync file``, ``rename``, ``sync folder`` and ``answer``. A file must
+    never get its name before its content is on the disk, and no answer may go out before the name
+    is there, too.
+    """
+    content_safe = renamed = name_safe = False
+    for step in steps:
+        if step == "write":
+            content_safe = False
+        elif step == "sync file":
+            content_safe = True
+        elif step == "rename":
+            if not content_safe:
+                return False
+            renamed = True
+        elif step == "sync folder":
+            name_safe = renamed
+        elif step == "answer" and not name_safe:
+            return False
+    return True
+
+
 # --- 11 Forgetting on purpose ---------------------------------------------------------------
 
 

@@ -17,6 +17,8 @@ CHAPTERS = (
     "many",
     "scenarios",
     "bugs",
+    "language",
+    "speech",
     "unlearning",
     "reproduction",
 )

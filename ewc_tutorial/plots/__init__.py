@@ -44,6 +44,7 @@ from ewc_tutorial.plots.fisher import (
     sampling_error,
     unit_maps,
 )
+from ewc_tutorial.plots.language import factor_by_batch, perplexity_over_time, protection
 from ewc_tutorial.plots.many import (
     RULE_STYLE,
     accuracy_by_task,
@@ -69,6 +70,15 @@ from ewc_tutorial.plots.penalty import (
 )
 from ewc_tutorial.plots.reproduction import forest, lam_choice
 from ewc_tutorial.plots.scenarios import answered_tasks, logit_paths, recovery, scenario_dots
+from ewc_tutorial.plots.speech import (
+    error_rate_moves,
+    error_rates_by_lambda,
+    error_trade_off,
+    learning_losses,
+    spectrogram,
+    symbol_frames,
+    waveform,
+)
 from ewc_tutorial.plots.start import image_row, learning_in_sequence
 from ewc_tutorial.plots.style import (
     ESTIMATOR_STYLE,
@@ -115,6 +125,10 @@ __all__ = [
     "curve_with_band",
     "curves_at",
     "curves_by_lambda",
+    "error_rate_moves",
+    "error_rates_by_lambda",
+    "error_trade_off",
+    "factor_by_batch",
     "fisher_along_training",
     "fisher_scatter",
     "forest",
@@ -133,6 +147,7 @@ __all__ = [
     "lambda_text",
     "laplace_panel",
     "learning_in_sequence",
+    "learning_losses",
     "logit_paths",
     "marks",
     "matrices",
@@ -144,10 +159,12 @@ __all__ = [
     "paired_dots",
     "penalised_bowl",
     "penalty_traces",
+    "perplexity_over_time",
     "pixel_map",
     "posterior_panels",
     "power_of_ten",
     "program_chart",
+    "protection",
     "published_lambdas",
     "pull_share",
     "recovery",
@@ -156,15 +173,18 @@ __all__ = [
     "sampling_error",
     "scenario_dots",
     "set_style",
+    "spectrogram",
     "spring_steps",
     "stability",
     "step_against_kl",
     "stiffness_histogram",
     "stretch_over_steps",
     "subtracted_share",
+    "symbol_frames",
     "task_and_plane",
     "task_weights",
     "trade_off",
     "two_bowls",
     "unit_maps",
+    "waveform",
 ]

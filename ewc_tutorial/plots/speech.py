@@ -11,6 +11,7 @@ from numpy.typing import ArrayLike
 
 from ewc_tutorial.plots.style import METHOD_STYLE, axes_or_new, curve_with_band
 
+VOICES = {"old": "old voices", "new": "new voice"}
 #: Looks of ways to learn from corrections that no other notebook has.
 LEARNING_STYLE = {
     **METHOD_STYLE,
@@ -94,7 +95,7 @@ def learning_losses(runs: Mapping[str, Sequence[Mapping[str, float]]]) -> Sequen
         penalty = [row["penalty"] for row in rows]
         if any(penalty):
             axes[1].plot(steps, penalty, color=color, ls=line, label=name)
-    axes[0].set(xlabel="step", ylabel="−log p(text | sound) per recording", yscale="log")
+    axes[0].set(xlabel="step", ylabel="−log p(text | sound)\nper recording", yscale="log")
     axes[1].set(xlabel="step", ylabel="penalty")
     for ax in axes:
         ax.legend(fontsize="small")
@@ -121,7 +122,7 @@ def error_rate_moves(
             ax.plot(start, y, marker, color="white", markeredgecolor=color, markersize=8)
             ax.plot(
                 end, y, marker, color=color, markersize=8,
-                label=f"{key} voices" if row == 0 else None,
+                label=VOICES[key] if row == 0 else None,
             )  # fmt: skip
             ax.annotate(
                 f"{end:.0f} %", (end, y), (0, 7), textcoords="offset points", ha="center",
@@ -131,7 +132,11 @@ def error_rate_moves(
     ax.set_yticklabels(moves)
     ax.set_xlim(left=-4)
     ax.grid(visible=False, axis="y")
-    ax.legend(loc="lower right", fontsize="small", title="hollow: before; full: after")
+    legend = ax.legend(
+        loc="upper left", bbox_to_anchor=(1.01, 1), fontsize="small", alignment="left",
+        title="hollow: before,\nfull: after",
+    )  # fmt: skip
+    legend.get_title().set_fontsize("small")
     return ax
 
 
@@ -156,8 +161,8 @@ def error_rates_by_lambda(
     """
     ax = axes_or_new(ax, (6.0, 3.6))
     for rates, reference, name, color, marker in (
-        (old, plain[0], "old voices", "C0", "o"),
-        (new, plain[1], "new voice", "C1", "s"),
+        (old, plain[0], VOICES["old"], "C0", "o"),
+        (new, plain[1], VOICES["new"], "C1", "s"),
     ):
         look = {"color": color, "marker": marker, "label": name}
         curve_with_band(ax, lams, 100 * np.asarray(rates), **look)
