@@ -17,12 +17,12 @@ lab: $(VENV)/.installed  ## Set up and open JupyterLab on the first notebook
 	$(BIN)/jupyter lab $(NOTEBOOKS)/00_start_here.ipynb $(LAB_OPTIONS)
 
 test: check  ## Set up and run every test, notebooks included
-	$(BIN)/python -m pytest $(NBVAL) $(NOTEBOOKS) tests/notebooks tests/browser
+	$(BIN)/python -m pytest $(NBVAL) $(NOTEBOOKS) tests/notebooks tests/browser tests/speech
 
 check: $(VENV)/.tested  ## Lint and unit tests alone
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/python -m pytest -n 2 tests --ignore=tests/notebooks --ignore=tests/browser
+	$(BIN)/python -m pytest -n 2 tests $(addprefix --ignore=tests/,notebooks browser speech)
 
 app: $(VENV)/.installed  ## Show the λ lab alone as a web page, for a classroom screen
 	$(BIN)/voila $(NOTEBOOKS)/app/lambda_lab.ipynb $(APP_OPTIONS)
