@@ -422,17 +422,105 @@ def with_user_hook():
     return with_head(layer)
 
 
-FALL_BACKS = {
+class LinearSomehow(nn.Module):
+    """Multiplies outside of any layer, in one of the ways that people write it."""
+
+    def __init__(self, way):
+        super().__init__()
+        self.weight, self.bias = nn.Parameter(torch.randn(4, 5)), nn.Parameter(torch.randn(4))
+        self.turned = nn.Parameter(torch.randn(5, 4))
+        self.head, self.way = nn.Linear(4, CLASSES), way
+
+    def forward(self, x):
+        return self.head(torch.tanh(self.way(self, x)).mean(1))
+
+
+class Attending(nn.Module):
+    """Packed attention to the samples' own positions, or to others."""
+
+    def __init__(self, batch_first=True, others=False, **options):
+        super().__init__()
+        self.inner = nn.MultiheadAttention(5, 1, batch_first=batch_first, **options)
+        self.head, self.others, self.batch_first = nn.Linear(5, CLASSES), others, batch_first
+
+    def forward(self, x):
+        x = x if self.batch_first else x.transpose(0, 1)
+        y = x.flip(-1) if self.others else x
+        h = self.inner(x, y, y)[0]
+        return self.head(h.mean(1 if self.batch_first else 0))
+
+
+#: Weights that are multiplied where no layer with a closed form is called.
+PRODUCTS = {
     "sequence first": SequenceFirst,
     "a weight used as a function's argument": UsesWeightTwice,
     "forward called directly": CallsForward,
+    "packed attention": Packed,
+    "attention": Attending,
+    "attention, positions first": lambda: Attending(batch_first=False),
+    "attention without biases": lambda: Attending(bias=False),
+    "subclass": lambda: with_head(Doubled(5, 4)),
+    "forward replaced": lying_forward,
+    "F.linear": lambda: LinearSomehow(lambda m, x: F.linear(x, m.weight, m.bias)),
+    "F.linear without bias": lambda: LinearSomehow(lambda m, x: F.linear(x, m.weight)),
+    "F.linear on turned positions": lambda: LinearSomehow(
+        lambda m, x: F.linear(x.transpose(0, 1), m.weight, m.bias).transpose(0, 1)
+    ),
+    "x Wᵀ + b": lambda: LinearSomehow(lambda m, x: x @ m.weight.T + m.bias),
+    "b + x W": lambda: LinearSomehow(lambda m, x: m.bias + x @ m.turned),
+    "addmm": lambda: LinearSomehow(
+        lambda m, x: torch.addmm(m.bias, x.flatten(0, 1), m.turned).unflatten(0, x.shape[:2])
+    ),
+    "a mean of x": lambda: LinearSomehow(
+        lambda m, x: F.linear(x.mean(1), m.weight, m.bias).unsqueeze(1)
+    ),
+}
+
+
+@pytest.mark.parametrize("length", [1, 2, 3, 6])
+@pytest.mark.parametrize("name", PRODUCTS)
+def test_products_outside_of_layers_are_read_from_the_graph(name, length):
+    torch.manual_seed(0)
+    model, x = PRODUCTS[name](), torch.randn(10, length, 5)
+    model(x[:2])
+    check(model, x)
+
+
+@pytest.mark.parametrize("name", ["F.linear", "F.linear on turned positions"])
+def test_a_product_seen_at_one_position_is_not_trusted_at_more(name):
+    """At one position the order of samples and positions does not show."""
+    torch.manual_seed(0)
+    model, x = PRODUCTS[name](), torch.randn(12, 6, 5)
+    short, long = loop_fisher(model, x[:4, :1]), loop_fisher(model, x[4:])
+    expected = {name: (4 * short[name] + 8 * long[name]) / 12 for name in short}
+    actual = fisher_diagonal(model, [x[:4, :1], x[4:8], x[8:]])
+    assert_fisher_close(actual, expected)
+
+
+def test_a_gate_that_is_closed_for_the_probe():
+    """All readings of a gradient that is zero agree; which is right shows later."""
+
+    class Gated(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inner, self.head = nn.Linear(5, 5), nn.Linear(5, CLASSES)
+
+        def forward(self, x):
+            h = F.linear(x.transpose(0, 1), self.inner.weight, self.inner.bias).transpose(0, 1)
+            open_ = (x > 50).any((1, 2)).float()[:, None]
+            return self.head(x.mean(1) + open_ * torch.tanh(h).mean(1))
+
+    torch.manual_seed(0)
+    x = torch.randn(12, 3, 5)
+    x[9:, 0, 0] = 60.0
+    check(Gated(), x, closed=False)
+
+
+FALL_BACKS = {
     "samples mixed": Centred,
     "control flow by values": Branching,
     "LSTM": lambda: Recurrent(nn.LSTM),
-    "GRU": lambda: Recurrent(nn.GRU),
-    "packed attention": Packed,
-    "subclass": lambda: with_head(Doubled(5, 4)),
-    "forward replaced": lying_forward,
+    "attention to others": lambda: Attending(others=True),
     "transposed convolution": lambda: with_head(nn.ConvTranspose1d(6, 4, 2)),
     "weight norm": lambda: with_head(nn.utils.parametrizations.weight_norm(nn.Linear(5, 4))),
     "bilinear": lambda: BilinearModel(),
@@ -461,8 +549,8 @@ def test_falls_back_where_a_closed_form_would_be_wrong(name):
 @pytest.mark.parametrize("length", [2, 3, 4, 10])
 def test_sequences_first_that_are_as_long_as_probe_or_batch(length):
     torch.manual_seed(0)
-    rules = check(SequenceFirst(), torch.randn(10, length, 5), closed=False)
-    assert rules["inner.weight"] == "torch.func over samples"
+    rules = check(SequenceFirst(), torch.randn(10, length, 5))
+    assert rules["inner.weight"] == "closed form: matrix product, positions first"
 
 
 @pytest.mark.parametrize("kind", [nn.LSTM, nn.GRU])
@@ -576,7 +664,7 @@ def test_coarse_numbers_get_the_same_rules(how):
 
 
 def test_a_layer_with_another_signature():
-    """What calls a layer's replaced ``forward`` with two arguments is nothing for a closed form."""
+    """What calls a layer's replaced ``forward`` with two arguments: a hook takes the wrong one."""
 
     class Gated(nn.Module):
         def __init__(self):
@@ -590,5 +678,5 @@ def test_a_layer_with_another_signature():
             return self.head(self.inner(torch.sigmoid(x), x))
 
     torch.manual_seed(0)
-    rules = check(Gated(), torch.randn(7, 5), closed=False)
-    assert rules["inner.weight"] == "torch.func over samples"
+    rules = check(Gated(), torch.randn(7, 5))
+    assert rules["inner.weight"] == "closed form: matrix product"

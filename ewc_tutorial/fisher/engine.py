@@ -2,7 +2,7 @@
 
 Three rules, in this order:
 
-1. a closed form per layer (``closed_forms.py``), on gradients by layer outputs;
+1. a closed form per layer or product (``closed_forms.py``), on gradients by their outputs;
 2. ``torch.func`` over chunks of samples (``per_sample.py``), for just the parameters that are left;
 3. a loop over single samples.
 
@@ -18,6 +18,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -33,7 +34,7 @@ from ewc_tutorial.fisher.per_sample import (
     squares_by_vmap,
 )
 from ewc_tutorial.fisher.seeds import Seeds
-from ewc_tutorial.fisher.uses import Graph, Use, broadcast_use, layer_uses
+from ewc_tutorial.fisher.uses import Graph, Use, broadcast_uses, layer_uses, product_uses
 
 #: Samples of the probe: three, because mixing samples up or averaging them shows from two on.
 PROBE_SIZE = 3
@@ -94,7 +95,10 @@ class Engine:
         for uses in () if self._interacting else self._candidates(outputs, calls, len(x)):
             uses = {name: seen for name, seen in uses.items() if name not in self._closed}
             actual = self._tried(outputs, uses, seeds)
-            self._closed |= {name: _kinds(uses[name]) for name in matches.names(actual)}
+            for name in matches.names(actual):
+                # A gradient that is zero, behind a closed gate, agrees with every assumption.
+                if expected[name].any() or not any(use.assumed for use in uses[name]):
+                    self._closed[name] = _kinds(uses[name])
             parts = [use.part for seen in uses.values() for use in seen]
             unfolded += [part.right for part in parts if isinstance(part, Product)]
 
@@ -153,8 +157,13 @@ class Engine:
         """Yield readings of the graph: each gives the uses of the parameters that it can read."""
         graph = Graph(outputs)
         yield layer_uses(graph, calls, self.parameters, batch)
-        broadcast = {n: broadcast_use(graph, p, batch) for n, p in self.parameters.items()}
-        yield {name: [use] for name, use in broadcast.items() if use is not None}
+        for read in (
+            broadcast_uses,
+            partial(product_uses, positions_first=False),
+            partial(product_uses, positions_first=True),
+        ):
+            found = {name: read(graph, p, batch) for name, p in self.parameters.items()}
+            yield {name: uses for name, uses in found.items() if uses is not None}
 
     def _closed_uses(self, outputs: Tensor, calls: list[Call], batch: int) -> dict[str, list[Use]]:
         """Return the uses of the parameters that are used as they were in the probe."""

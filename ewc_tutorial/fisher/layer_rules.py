@@ -188,19 +188,6 @@ RULES: dict[type[nn.Module], Callable[[nn.Module, Tensor, int], dict[str, Part]]
 }
 
 
-def register_rule(
-    layer: type[nn.Module], rule: Callable[[nn.Module, Tensor, int], dict[str, Part]]
-) -> None:
-    """Give a type of layer, such as another library's, a closed form.
-
-    Args:
-        layer: the exact type.
-        rule: returns the parts of the layer's parameters by name, given the layer, its input and
-            the number of samples. A wrong rule is found out and left unused (``engine.py``).
-    """
-    RULES[layer] = rule
-
-
 def has_rule(layer: nn.Module) -> bool:
     """Return whether the layer as configured has a closed form."""
     if isinstance(layer, nn.Embedding) and (layer.max_norm or layer.scale_grad_by_freq):

@@ -3,11 +3,13 @@
 A hook sees only calls of its module. A parameter that is also used elsewhere
 (``F.linear(x, layer.weight)``, a weight norm, a module whose ``forward`` is called directly) would
 be given the Fisher information of some of its uses. The graph knows better: it has one edge into a
-parameter for each use, and :class:`Graph` counts them.
+parameter for each use, and :class:`Graph` counts them. It also shows uses that no hook sees, and
+two kinds of them have closed forms, too: a broadcast over the samples, and a product.
 """
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from dataclasses import dataclass
 
@@ -15,7 +17,7 @@ from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge, Node
 
 from ewc_tutorial.fisher.capture import Call, wide
-from ewc_tutorial.fisher.layer_rules import Broadcast, Part
+from ewc_tutorial.fisher.layer_rules import Broadcast, Direct, Part, Product
 
 
 @dataclass(frozen=True)
@@ -26,11 +28,13 @@ class Use:
         edge: where in the graph the gradient g that the part needs will appear.
         part: what the per-sample gradients are made of, given g.
         kind: how the use was understood, in words.
+        assumed: whether that is one of several ways to understand it.
     """
 
     edge: GradientEdge
     part: Part
     kind: str
+    assumed: bool = False
 
 
 class Graph:
@@ -82,8 +86,8 @@ def layer_uses(
     return {n: uses for n, uses in found.items() if len(graph.users[parameters[n]]) == len(uses)}
 
 
-def broadcast_use(graph: Graph, parameter: nn.Parameter, batch: int) -> Use | None:
-    """Return the use of a parameter that meets the samples in one broadcast, or None.
+def broadcast_uses(graph: Graph, parameter: nn.Parameter, batch: int) -> list[Use] | None:
+    """Return the one use of a parameter that meets the samples in one broadcast, or None.
 
     Position tables, class tokens and layer scales are added to, or multiplied with, a tensor of all
     samples, perhaps after a look-up or a change of shape. From the parameter up, the graph is then
@@ -107,7 +111,7 @@ def broadcast_use(graph: Graph, parameter: nn.Parameter, batch: int) -> Use | No
         return None
     factor = None
     if name == "MulBackward":
-        first = _enters_first(node, below, parameter)
+        first = _enters(node, 0, below, parameter)
         factor = node._saved_other if first else node._saved_self
         if factor is None or factor.ndim != rank or len(factor) != batch:
             return None
@@ -116,13 +120,71 @@ def broadcast_use(graph: Graph, parameter: nn.Parameter, batch: int) -> Use | No
         return None
     chain = None if below is None else GradientEdge(below, 0)
     part = Broadcast(parameter, shape, chain, factor)
-    return Use(GradientEdge(node, 0), part, f"broadcast by {name.removesuffix('Backward')}")
+    return [Use(GradientEdge(node, 0), part, f"broadcast by {name.removesuffix('Backward')}")]
 
+
+def product_uses(
+    graph: Graph, parameter: nn.Parameter, batch: int, positions_first: bool
+) -> list[Use] | None:
+    """Return the uses of a parameter, each as the W or b of x Wᵀ, x W or x Wᵀ + b, or None.
+
+    Packed attention and ``F.linear`` multiply outside any layer that a hook would see, but the
+    graph has kept x. Its rows are samples and positions; which of the two comes first it does not
+    say, so both are tried.
+    """
+    uses = [
+        _product_use(graph, u, parameter, batch, positions_first) for u in graph.users[parameter]
+    ]
+    return None if None in uses else uses
+
+
+def _product_use(
+    graph: Graph, node: Node, parameter: nn.Parameter, batch: int, positions_first: bool
+) -> Use | None:
+    below, turned = None, False
+    while (name := node.name().removesuffix("0")) in (*_TURNS, _CAST):
+        if len(graph.consumers[node]) != 1:
+            return None
+        turned ^= name in _TURNS
+        below, node = node, graph.consumers[node][0]
+    is_weight = name in _PRODUCTS and _enters(node, -1, below, parameter)
+    is_bias = (name in _SUMS and _enters(node, 0, below, parameter)) or name == "AddBackward"
+    n_rows = math.prod(node._input_metadata[0].shape[:-1])
+    if not (is_weight or (is_bias and parameter.ndim == 1)) or n_rows % batch:
+        return None
+
+    def dealt(t: Tensor) -> Tensor:
+        """Return rows (…, D) as (B, 1, D, T)."""
+        if positions_first:
+            return t.reshape(-1, batch, 1, t.shape[-1]).permute(1, 2, 3, 0)
+        return t.reshape(batch, 1, -1, t.shape[-1]).mT
+
+    if is_weight:
+        x = wide(getattr(node, _PRODUCTS[name]).detach())
+        part: Part = Product(dealt(x), dealt, transposed=not turned)
+    else:
+        part = Direct(lambda g: dealt(g).sum((1, 3)))
+    kind = "matrix product"
+    if n_rows > batch:
+        kind += ", positions first" if positions_first else ", samples first"
+    return Use(GradientEdge(node, 0), part, kind, assumed=n_rows > batch)
+
+
+#: Matrix products, and where the graph keeps x.
+_PRODUCTS = {"AddmmBackward": "_saved_mat1", "MmBackward": "_saved_self"}
+#: Products that add their first argument.
+_SUMS = ("AddmmBackward",)
+#: What a weight goes through before its product: a transposition, autocast's change of type.
+_TURNS = ("TBackward", "PermuteBackward", "TransposeBackward")
+_CAST = "ToCopyBackward"
 
 #: Operations that join a tensor without samples to one with samples.
 _BROADCASTS = ("AddBackward", "ExpandBackward", "MulBackward")
 
 
-def _enters_first(node: Node, below: Node | None, parameter: nn.Parameter) -> bool:
-    first = node.next_functions[0][0]
-    return first is below if below is not None else getattr(first, "variable", None) is parameter
+def _enters(node: Node, place: int, below: Node | None, parameter: nn.Parameter) -> bool:
+    """Return whether an argument of ``node`` is ``below``'s result, or the parameter itself."""
+    argument = node.next_functions[place][0]
+    if below is not None:
+        return argument is below
+    return getattr(argument, "variable", None) is parameter

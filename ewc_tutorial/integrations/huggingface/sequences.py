@@ -13,13 +13,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers.pytorch_utils import Conv1D
 
 from ewc_tutorial.ewc import EWC
 from ewc_tutorial.fisher import fisher_diagonal
 from ewc_tutorial.fisher.categorical import Categorical
 from ewc_tutorial.fisher.diagonal import DEFAULT_SEED
-from ewc_tutorial.fisher.layer_rules import Direct, Part, Product, register_rule
 from ewc_tutorial.fisher.seeds import Likelihood
 from ewc_tutorial.integrations.huggingface.batches import IGNORED, DictBatch, dict_batches, rows_in
 from ewc_tutorial.integrations.huggingface.ctc import CTC
@@ -219,17 +217,3 @@ class _Rows(nn.Module):
 def _base(model: nn.Module) -> nn.Module:
     """Return the Transformers model inside an adapter."""
     return model.get_base_model() if hasattr(model, "get_base_model") else model
-
-
-def _conv1d(layer: Conv1D, a: Tensor, batch: int) -> dict[str, Part]:
-    """Parts of GPT-2's linear layer, whose weight is stored as (in, out)."""
-    right = a.reshape(batch, 1, -1, layer.nx).mT
-
-    def left(g: Tensor) -> Tensor:
-        return g.reshape(batch, 1, -1, layer.nf).mT
-
-    weight = Product(right, left, transposed=True)
-    return {"weight": weight, "bias": Direct(lambda g: left(g).sum((1, 3)))}
-
-
-register_rule(Conv1D, _conv1d)
