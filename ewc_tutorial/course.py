@@ -22,6 +22,9 @@ ROOT = Path(__file__).resolve().parent.parent
 NOTEBOOKS = ROOT / "notebooks"
 WORDS_PER_MINUTE = 160  # slow reading: every sentence and formula is meant to be thought about
 SECONDS_PER_CODE_LINE = 6
+WIDGET = "application/vnd.jupyter.widget-view+json"
+#: What is shown in place of a widget until its cell has run.
+WITHOUT_KERNEL = "(Run this cell to get the interactive view.)"
 CELL_TIMEOUT = 300  # seconds; a cell should take at most about fifteen
 
 
@@ -55,6 +58,9 @@ def execute(path: Path) -> float:
     for cell in notebook.cells:
         if cell.cell_type == "markdown":
             cell.source = re.sub(r"^⏱.*$", times_line(notebook, seconds), cell.source, flags=re.M)
+        for output in cell.get("outputs", ()):
+            if WIDGET in output.get("data", {}):
+                output.data["text/plain"] = WITHOUT_KERNEL
     notebook.metadata = {
         "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
         "language_info": {"name": "python"},
