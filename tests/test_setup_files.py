@@ -34,7 +34,9 @@ def constraints() -> dict[str, str]:
 
 def test_conda_and_pip_ask_for_the_same(project):
     conda = yaml.safe_load((ROOT / "environment.yml").read_text())["dependencies"]
-    conda = requirements([line for line in conda if isinstance(line, str) and line != "pip"])
+    (by_pip,) = (line["pip"] for line in conda if isinstance(line, dict))
+    conda = [line for line in conda if isinstance(line, str) and line != "pip"]
+    conda = requirements(conda + [line for line in by_pip if not line.startswith("-")])
     groups = [project["dependencies"]]
     groups += [project["optional-dependencies"][name] for name in READER_GROUPS]
     wanted = {CONDA_NAMES.get(k, k): v for group in groups for k, v in requirements(group).items()}

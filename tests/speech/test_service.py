@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import re
 import socket
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -210,7 +211,16 @@ def test_the_documents_describe_every_route(service):
         "/health", "/upload/corrections", "/corrections", "/train/ewc", "/train/ewc/{job_id}",
         "/transcribe",
     }  # fmt: skip
-    assert service.client.get("/docs").status_code == 200
+
+
+def test_the_page_of_the_documents_needs_no_network(service):
+    page = service.client.get("/docs")
+    assert page.status_code == 200
+    sources = re.findall(r'(?:src|href)="(.*?)"', page.text)
+    assert any(source.endswith(".js") for source in sources)
+    for source in sources:
+        assert source.startswith("/")
+        assert service.client.get(source).status_code == 200
 
 
 def test_the_health_says_which_model_is_in_use(service):

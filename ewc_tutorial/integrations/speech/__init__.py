@@ -20,6 +20,7 @@ From the outside in:
 
 try:
     import fastapi  # noqa: F401
+    import fastapi_offline  # noqa: F401
     import jiwer  # noqa: F401
     import pydantic_settings  # noqa: F401
     import python_multipart  # noqa: F401

@@ -13,6 +13,7 @@ from fastapi import Depends, FastAPI, Form, HTTPException, Query, Request, Respo
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from fastapi.security import HTTPBearer
+from fastapi_offline import FastAPIOffline
 
 from ewc_tutorial.integrations.speech import audio
 from ewc_tutorial.integrations.speech.corrections import Corrections
@@ -110,7 +111,7 @@ def create_app(settings: Settings) -> FastAPI:
             service.stop()
 
     bearer = [Depends(HTTPBearer(auto_error=False))] if settings.token is not None else []
-    app = FastAPI(
+    app = FastAPIOffline(  # its page of documents loads nothing from elsewhere
         title="Speech corrections",
         version="1",
         description="Collects corrected transcriptions and teaches them to a speech recogniser, "
