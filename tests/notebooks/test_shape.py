@@ -32,9 +32,14 @@ def prose(notebook) -> str:
 
 
 def test_the_course_has_its_notebooks():
-    numbers = [int(path.name[:2]) for path in NOTEBOOKS]
-    assert len(set(numbers)) == len(numbers)
-    assert set(range(5)) <= set(numbers)
+    assert [int(path.name[:2]) for path in NOTEBOOKS] == list(range(13))
+
+
+def test_each_notebook_leads_to_the_next_and_the_first_to_all():
+    texts = [prose(nbformat.read(path, as_version=4)) for path in NOTEBOOKS]
+    for text, following in zip(texts, NOTEBOOKS[1:], strict=False):
+        assert f"]({following.name})" in text.rsplit("## References", 1)[-1], following.name
+    assert all(f"]({path.name})" in texts[0] for path in NOTEBOOKS[1:])
 
 
 def test_it_is_executed_in_order_without_errors_or_warnings(notebook):
