@@ -28,7 +28,7 @@ app: $(VENV)/.installed  ## Show the λ lab alone as a web page, for a classroom
 	$(BIN)/voila $(NOTEBOOKS)/app/lambda_lab.ipynb $(APP_OPTIONS)
 
 lab-html: $(VENV)/.installed  ## Write build/lambda_lab.html, a λ slider that needs no kernel and no network
-	$(BIN)/python -m ewc_tutorial.lab_page build/lambda_lab.html
+	$(BIN)/python -m ewc_tutorial.explorer.page build/lambda_lab.html
 
 notebooks: $(VENV)/.tested  ## Execute the notebooks in place (ONLY="02 03" for some) and refresh their times
 	$(BIN)/python -m ewc_tutorial.course $(ONLY)

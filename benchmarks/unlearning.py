@@ -34,7 +34,7 @@ from torch import nn
 
 from ewc_tutorial.protocol import PROTOCOL
 from ewc_tutorial.unlearning import TaskMemory
-from ewc_tutorial.unlearning_study import METHODS, Study, compare, pull, relearn, repair
+from ewc_tutorial.unlearning.study import METHODS, Study, compare, pull, relearn, repair
 
 ROWS = Path(__file__).parent.parent / "data" / "results" / "unlearning.csv"
 N_TASKS = 5

@@ -13,12 +13,13 @@ import pandas as pd
 import pytest
 import vl_convert
 
-from ewc_tutorial import explorer, plots
+from ewc_tutorial import plots
 from ewc_tutorial.explorer import LAMBDAS, LambdaExplorer, figure_slider, lambda_lab
-from ewc_tutorial.lab_chart import chart
-from ewc_tutorial.lab_page import page
-from ewc_tutorial.lab_words import readouts, standard_error, verdicts
-from ewc_tutorial.sweep_result import SweepResult
+from ewc_tutorial.explorer import lab as lab_module
+from ewc_tutorial.explorer.chart import chart
+from ewc_tutorial.explorer.page import page
+from ewc_tutorial.explorer.words import readouts, standard_error, verdicts
+from ewc_tutorial.sweep.result import SweepResult
 
 GRID = [0.0, 0.1, 1.0, 10.0, 1000.0]
 
@@ -59,10 +60,10 @@ def result() -> SweepResult:
 @pytest.fixture(autouse=True)
 def quick(monkeypatch):
     """Let the lab's sweeps take a moment: few images, few λ."""
-    monkeypatch.setattr(explorer, "LAMBDAS", (0.0, 1.0, 1e6))
-    tasks = explorer._tasks
+    monkeypatch.setattr(lab_module, "LAMBDAS", (0.0, 1.0, 1e6))
+    tasks = lab_module._tasks
     monkeypatch.setattr(
-        explorer, "_tasks", lambda kind, n, dataset: [_few(t) for t in tasks(kind, n, dataset)]
+        lab_module, "_tasks", lambda kind, n, dataset: [_few(t) for t in tasks(kind, n, dataset)]
     )
 
 
@@ -313,14 +314,14 @@ SMALL = {"width": 8, "epochs": 1, "seeds": 1}
 @pytest.fixture(scope="module")
 def lab():
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(explorer, "LAMBDAS", (0.0, 1.0))
+        patch.setattr(lab_module, "LAMBDAS", (0.0, 1.0))
         lab = lambda_lab(**SMALL)
     return lab
 
 
 def reset(lab):
     lab.wait()
-    for name, control in explorer._controls(SMALL).items():
+    for name, control in lab_module._controls(SMALL).items():
         lab.controls[name].value = control.value
     return lab
 
@@ -352,10 +353,10 @@ def test_train_replaces_the_landscape_and_keeps_the_old_one_as_ghost(lab):
 
 
 EXTREMES = [
-    *({"tasks": kind} for kind in explorer._TASKS),
+    *({"tasks": kind} for kind in lab_module._TASKS),
     *({"tasks": kind, "n_tasks": 10} for kind in ("permuted", "rotated", "split, own outputs")),
-    *({"estimator": name} for name in explorer.ESTIMATORS),
-    *({"rule": name, "n_tasks": 3} for name in explorer.RULES),
+    *({"estimator": name} for name in lab_module.ESTIMATORS),
+    *({"rule": name, "n_tasks": 3} for name in lab_module.RULES),
     {"rule": "online", "gamma": 0.0, "n_tasks": 3},
     {"rule": "online", "gamma": 1.0, "n_tasks": 3},
     {"width": 8}, {"width": 256}, {"lr": 0.01}, {"lr": 1.0}, {"epochs": 50}, {"seeds": 10},
@@ -403,7 +404,7 @@ def test_a_message_cannot_smuggle_html_in(lab, monkeypatch):
     def fail(*_):
         raise RuntimeError("<script>")
 
-    monkeypatch.setattr(explorer, "_tasks", fail)
+    monkeypatch.setattr(lab_module, "_tasks", fail)
     trained(reset(lab))
     assert "RuntimeError: &lt;script&gt;" in lab._status.value
 

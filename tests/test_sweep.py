@@ -14,9 +14,8 @@ import torch
 from ewc_tutorial.ewc import EWC, RULES
 from ewc_tutorial.metrics import average_accuracy
 from ewc_tutorial.models import mlp
-from ewc_tutorial.stacked import StackedMLP
-from ewc_tutorial.sweep import lambda_sweep
-from ewc_tutorial.sweep_result import MEMBER_ARRAYS, SweepResult
+from ewc_tutorial.sweep import StackedMLP, SweepResult, lambda_sweep
+from ewc_tutorial.sweep.result import MEMBER_ARRAYS
 from ewc_tutorial.tasks import permuted_tasks, split_tasks
 from ewc_tutorial.training import learn
 

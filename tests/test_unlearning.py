@@ -12,13 +12,12 @@ import pytest
 import torch
 from torch import nn
 
-from ewc_tutorial import task_records
 from ewc_tutorial.ewc import EWC, L2, RULES
 from ewc_tutorial.models import mlp
 from ewc_tutorial.scenarios import grow_linear
 from ewc_tutorial.tasks import split_tasks
 from ewc_tutorial.training import train
-from ewc_tutorial.unlearning import TaskMemory
+from ewc_tutorial.unlearning import TaskMemory, records
 
 
 def network(seed: int = 0, dtype: torch.dtype = torch.float32) -> nn.Sequential:
@@ -412,7 +411,7 @@ def test_a_crash_before_the_manifest_is_replaced_changes_nothing(tmp_path, monke
     def full(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(task_records, "_write_safely", full)
+    monkeypatch.setattr(records, "_write_safely", full)
     with pytest.raises(OSError, match="No space left"):
         memory.forget("1")
     assert_unchanged(state, memory)
@@ -430,7 +429,7 @@ def test_a_crash_before_the_manifest_is_replaced_changes_nothing(tmp_path, monke
 KILLED = """
 import os, sys, torch
 sys.path.insert(0, {tests!r})
-from test_unlearning import EWC, TaskMemory, network, task_records
+from test_unlearning import EWC, TaskMemory, network, records
 memory = TaskMemory.load(EWC(network(), 3.0), {folder!r})
 {patch}
 memory.forget("1")
@@ -440,8 +439,8 @@ memory.forget("1")
 @pytest.mark.parametrize(
     ("patch", "kept"),
     [
-        ("task_records._write_safely = lambda *_: os._exit(9)", "0 1 2 3"),
-        ("task_records.FolderRecords._sweep = lambda _: os._exit(9)", "0 2 3"),
+        ("records._write_safely = lambda *_: os._exit(9)", "0 1 2 3"),
+        ("records.FolderRecords._sweep = lambda _: os._exit(9)", "0 2 3"),
     ],
     ids=["before the manifest", "after it"],
 )

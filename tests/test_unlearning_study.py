@@ -9,7 +9,7 @@ import torch
 
 from ewc_tutorial.protocol import PROTOCOL
 from ewc_tutorial.training import accuracies
-from ewc_tutorial.unlearning_study import (
+from ewc_tutorial.unlearning.study import (
     Study,
     compare,
     distance,

@@ -49,7 +49,7 @@ export default { render };
 
 
 class LabChart(anywidget.AnyWidget):
-    """A chart of ``lab_chart.py`` as a widget, which brings its own JavaScript.
+    """A chart of ``chart.py`` as a widget, which brings its own JavaScript.
 
     Attributes:
         spec: the Vega-Lite specification.

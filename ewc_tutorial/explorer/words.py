@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ewc_tutorial.plots.explorer import lambda_text
-from ewc_tutorial.sweep_result import SweepResult
+from ewc_tutorial.sweep.result import SweepResult
 
 
 def readouts(result: SweepResult) -> list[str]:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from ewc_tutorial.ewc import EWC
 from ewc_tutorial.fisher import fisher_diagonal
 from ewc_tutorial.models import mlp
-from ewc_tutorial.sweep_result import SweepResult
+from ewc_tutorial.sweep.result import SweepResult
 from ewc_tutorial.tasks import Task
 from ewc_tutorial.training import batches, count_steps, evaluation_steps
 

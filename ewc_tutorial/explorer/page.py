@@ -1,6 +1,6 @@
 """The λ lab as one HTML file: no kernel, no network, and the slider works.
 
-python -m ewc_tutorial.lab_page build/lambda_lab.html
+python -m ewc_tutorial.explorer.page build/lambda_lab.html
 """
 
 from __future__ import annotations
@@ -11,9 +11,9 @@ from pathlib import Path
 
 import vl_convert
 
-from ewc_tutorial.lab_chart import chart
-from ewc_tutorial.lab_widget import CSS, OPTIONS
-from ewc_tutorial.sweep_result import SweepResult
+from ewc_tutorial.explorer.chart import chart
+from ewc_tutorial.explorer.widget import CSS, OPTIONS
+from ewc_tutorial.sweep.result import SweepResult
 
 _PAGE = """<!DOCTYPE html>
 <html lang="en">
@@ -57,7 +57,7 @@ def page(result: SweepResult, *, predict: bool = True) -> str:
 
 def main() -> None:
     """Train the lab's default landscape and write its page."""
-    from ewc_tutorial.explorer import default_landscape
+    from ewc_tutorial.explorer.lab import default_landscape
 
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("path", type=Path, help="the HTML file to write")

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from ewc_tutorial.ewc import EWC
 from ewc_tutorial.fisher import fisher_diagonal
-from ewc_tutorial.task_records import FolderRecords, MemoryRecords, TaskRecord
+from ewc_tutorial.unlearning.records import FolderRecords, MemoryRecords, TaskRecord
 
 
 class TaskMemory:

@@ -22,7 +22,7 @@ from ewc_tutorial.ewc import EWC
 from ewc_tutorial.protocol import PROTOCOL
 from ewc_tutorial.tasks import Task, permuted_tasks
 from ewc_tutorial.training import accuracies, train
-from ewc_tutorial.unlearning import TaskMemory
+from ewc_tutorial.unlearning.memory import TaskMemory
 
 METHODS = ("plain", "EWC")
 

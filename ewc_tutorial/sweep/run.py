@@ -20,12 +20,10 @@ from tqdm.auto import tqdm
 from ewc_tutorial.ewc import RULES
 from ewc_tutorial.fisher import ESTIMATORS
 from ewc_tutorial.lesson import pick_device
-from ewc_tutorial.stacked import OPTIMIZERS, Settings, train_stack
-from ewc_tutorial.sweep_result import SweepResult
+from ewc_tutorial.sweep.result import SweepResult
+from ewc_tutorial.sweep.stacked import OPTIMIZERS, Settings, train_stack
 from ewc_tutorial.tasks import Task
 from ewc_tutorial.training import count_steps
-
-__all__ = ["SweepResult", "lambda_sweep"]
 
 #: λ and seeds that are trained together.
 Shard = tuple[list[float], list[int]]

@@ -14,9 +14,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ewc_tutorial.lab_words import earlier_accuracy, readouts, standard_error, verdicts
+from ewc_tutorial.explorer.words import earlier_accuracy, readouts, standard_error, verdicts
 from ewc_tutorial.plots.explorer import lambda_positions, lambda_text, power_of_ten
-from ewc_tutorial.sweep_result import SweepResult
+from ewc_tutorial.sweep.result import SweepResult
 
 Spec = dict[str, Any]
 
