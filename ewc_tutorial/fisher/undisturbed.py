@@ -23,9 +23,8 @@ def undisturbed(model: nn.Module) -> Iterator[None]:
         stack.enter_context(torch.inference_mode(False))
         stack.enter_context(torch.enable_grad())
         stack.enter_context(torch.random.fork_rng(devices=[device.index for device in devices]))
-        if devices and any(isinstance(module, nn.RNNBase) for module in model.modules()):
-            # cuDNN's recurrent layers have no backward pass in evaluation mode.
-            stack.enter_context(torch.backends.cudnn.flags(enabled=False))
+        if any(isinstance(module, nn.RNNBase) for module in model.modules()):
+            stack.enter_context(_recurrent_layers_step_by_step())
         for kind in {parameter.device.type for parameter in model.parameters()}:
             if torch.is_autocast_enabled(kind):
                 # Weights that were cast without a graph, or for several uses at once, would hide
@@ -43,3 +42,19 @@ def undisturbed(model: nn.Module) -> Iterator[None]:
                     module._buffers[name] = buffer
                     if buffer is not None and not torch.equal(buffer, value):
                         buffer.copy_(value)
+
+
+@contextmanager
+def _recurrent_layers_step_by_step() -> Iterator[None]:
+    """Let recurrent layers multiply where the graph shows it.
+
+    oneDNN's fused LSTM hides its products; cuDNN's layers do, too, and have no backward pass in
+    evaluation mode.
+    """
+    before = torch.backends.mkldnn.enabled
+    with torch.backends.cudnn.flags(enabled=False):
+        torch.backends.mkldnn.enabled = False
+        try:
+            yield
+        finally:
+            torch.backends.mkldnn.enabled = before
