@@ -69,16 +69,7 @@ def task_weights(
         n_tasks = len(np.asarray(values))
         ax.plot(range(1, n_tasks + 1), values, label=name, **_look(name))
     if fair:
-        ax.axhline(1 / n_tasks, color="0.4", lw=1)
-        ax.annotate(
-            "equal shares",
-            (n_tasks, 1 / n_tasks),
-            xytext=(0, 3),
-            textcoords="offset points",
-            ha="right",
-            color="0.3",
-            fontsize="small",
-        )
+        ax.axhline(1 / n_tasks, color="0.4", lw=1, label="equal shares")
     ax.set(
         xlabel="task, in the order of learning",
         ylabel="its weight in the last optimum",
@@ -128,7 +119,7 @@ def paired_dots(
         ax: where to draw.
         xlabel: what the values are.
     """
-    ax = axes_or_new(ax, (6.5, 0.8 + 0.42 * len(rows)))
+    ax = axes_or_new(ax, (9.0, 0.8 + 0.48 * len(rows)))
     seen: set[str] = set()
     for y, values in enumerate(rows.values()):
         shifts = np.linspace(-0.14, 0.14, len(values)) if len(values) > 1 else [0.0]
