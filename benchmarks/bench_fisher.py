@@ -83,6 +83,17 @@ class Transformer(nn.Module):
         return self.head(self.blocks(self.embed(x.squeeze(1)) + self.places).mean(1))
 
 
+class Recurrent(nn.Module):
+    """An LSTM that reads an image row by row."""
+
+    def __init__(self, width: int = 64) -> None:
+        super().__init__()
+        self.lstm, self.head = nn.LSTM(28, width, batch_first=True), nn.Linear(width, CLASSES)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.lstm(x.squeeze(1))[0][:, -1])
+
+
 def layer_norm_mlp() -> nn.Sequential:
     hidden = [[nn.Linear(n, 400), nn.LayerNorm(400), nn.ReLU()] for n in (784, 400)]
     return nn.Sequential(nn.Flatten(), *hidden[0], *hidden[1], nn.Linear(400, CLASSES))
@@ -111,6 +122,7 @@ def settings(quick: bool) -> list[Setting]:
         Setting("CNN", small_cnn(image_size=28), 512 // share),
         Setting("transformer", Transformer(), 512 // share),
         Setting("transformer, packed attention", Transformer(packed=True), 256 // share),
+        Setting("LSTM", Recurrent(), 512 // share),
     ]
 
 
@@ -230,8 +242,8 @@ def figure(table: pd.DataFrame) -> plt.Figure:
     set_style()
     models = list(table["model"].unique())
     methods = [m for m in table["method"].unique() if m != PLAIN][::-1]
-    fig, axes = plt.subplots(1, len(models), figsize=(3.0 * len(models), 4.0), sharey=True)
-    for ax, model in zip(axes, models, strict=True):
+    fig, axes = plt.subplots(2, 3, figsize=(11, 7.5), sharex=True, sharey=True)
+    for ax, model in zip(axes.flat, models, strict=True):
         rows = table[(table["model"] == model) & (table["method"] != PLAIN)]
         for estimator, (marker, color) in MARKERS.items():
             some = rows[rows["estimator"] == estimator]
@@ -252,7 +264,7 @@ def figure(table: pd.DataFrame) -> plt.Figure:
         ax.set(xscale="log", xlim=(0.5, 1500), title=model)
         ax.set_yticks(range(len(methods)), methods)
         ax.margins(y=0.15)
-    axes[0].legend(loc="lower right", fontsize="x-small")
+    axes[0, 0].legend(loc="lower right", fontsize="x-small")
     fig.supxlabel("time as a multiple of a plain forward and backward pass (dashed)", fontsize=10)
     return fig
 

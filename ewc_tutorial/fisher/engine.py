@@ -16,7 +16,7 @@ branch of a model, each batch is also checked for uses of a parameter that the p
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Container, Iterable, Iterator
 from contextlib import suppress
 from functools import partial
 
@@ -92,8 +92,8 @@ class Engine:
         self._closed = {}
         recorded = [call.a for call in calls]
         unfolded: list[Tensor] = []
-        for uses in () if self._interacting else self._candidates(outputs, calls, len(x)):
-            uses = {name: seen for name, seen in uses.items() if name not in self._closed}
+        readings = self._readings(outputs, calls, len(x), self._closed)
+        for uses in () if self._interacting else readings:
             actual = self._tried(outputs, uses, seeds)
             for name in matches.names(actual):
                 # A gradient that is zero, behind a closed gate, agrees with every assumption.
@@ -151,10 +151,13 @@ class Engine:
             outputs = run(self.model, x)
         return outputs, calls
 
-    def _candidates(
-        self, outputs: Tensor, calls: list[Call], batch: int
+    def _readings(
+        self, outputs: Tensor, calls: list[Call], batch: int, done: Container[str]
     ) -> Iterator[dict[str, list[Use]]]:
-        """Yield readings of the graph: each gives the uses of the parameters that it can read."""
+        """Yield readings of the graph: each gives the uses of the parameters that it can read.
+
+        Parameters that are in ``done`` by then are left out.
+        """
         graph = Graph(outputs)
         yield layer_uses(graph, calls, self.parameters, batch)
         for read in (
@@ -162,19 +165,18 @@ class Engine:
             partial(product_uses, positions_first=False),
             partial(product_uses, positions_first=True),
         ):
-            found = {name: read(graph, p, batch) for name, p in self.parameters.items()}
+            left = {name: p for name, p in self.parameters.items() if name not in done}
+            found = {name: read(graph, p, batch) for name, p in left.items()}
             yield {name: uses for name, uses in found.items() if uses is not None}
 
     def _closed_uses(self, outputs: Tensor, calls: list[Call], batch: int) -> dict[str, list[Use]]:
         """Return the uses of the parameters that are used as they were in the probe."""
-        if not self._closed:
-            return {}
-        return {
-            name: seen
-            for uses in self._candidates(outputs, calls, batch)
-            for name, seen in uses.items()
-            if name in self._closed and _kinds(seen) <= self._closed[name]
-        }
+        found: dict[str, list[Use]] = {}
+        for uses in self._readings(outputs, calls, batch, found) if self._closed else ():
+            for name, seen in uses.items():
+                if name in self._closed and _kinds(seen) <= self._closed[name]:
+                    found[name] = seen
+        return found
 
     def _one_sample_at_a_time(self, names: list[str], x: Tensor, seeds: Seeds) -> Squares:
         by_vmap = [name for name in names if name not in self._by_loop]
