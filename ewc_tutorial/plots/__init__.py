@@ -44,7 +44,12 @@ from ewc_tutorial.plots.fisher import (
     sampling_error,
     unit_maps,
 )
-from ewc_tutorial.plots.language import factor_by_batch, perplexity_over_time, protection
+from ewc_tutorial.plots.language import (
+    factor_by_batch,
+    perplexity_by_stage,
+    perplexity_over_time,
+    protection,
+)
 from ewc_tutorial.plots.many import (
     RULE_STYLE,
     accuracy_by_task,
@@ -159,6 +164,7 @@ __all__ = [
     "paired_dots",
     "penalised_bowl",
     "penalty_traces",
+    "perplexity_by_stage",
     "perplexity_over_time",
     "pixel_map",
     "posterior_panels",
