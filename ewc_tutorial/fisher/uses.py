@@ -148,9 +148,10 @@ def _product_use(
         turned ^= name in _TURNS
         below, node = node, graph.consumers[node][0]
     is_weight = name in _PRODUCTS and _enters(node, -1, below, parameter)
-    is_bias = (name in _SUMS and _enters(node, 0, below, parameter)) or name == "AddBackward"
+    added_first = name == "AddmmBackward" and _enters(node, 0, below, parameter)
+    is_bias = parameter.ndim == 1 and (added_first or name == "AddBackward")
     n_rows = math.prod(node._input_metadata[0].shape[:-1])
-    if not (is_weight or (is_bias and parameter.ndim == 1)) or n_rows % batch:
+    if not (is_weight or is_bias) or n_rows % batch:
         return None
 
     def dealt(t: Tensor) -> Tensor:
@@ -172,8 +173,6 @@ def _product_use(
 
 #: Matrix products, and where the graph keeps x.
 _PRODUCTS = {"AddmmBackward": "_saved_mat1", "MmBackward": "_saved_self"}
-#: Products that add their first argument.
-_SUMS = ("AddmmBackward",)
 #: What a weight goes through before its product: a transposition, autocast's change of type.
 _TURNS = ("TBackward", "PermuteBackward", "TransposeBackward")
 _CAST = "ToCopyBackward"
