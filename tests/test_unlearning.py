@@ -411,7 +411,7 @@ def test_a_crash_before_the_manifest_is_replaced_changes_nothing(tmp_path, monke
     def full(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(records, "_write_safely", full)
+    monkeypatch.setattr(records.files, "replace_file", full)
     with pytest.raises(OSError, match="No space left"):
         memory.forget("1")
     assert_unchanged(state, memory)
@@ -439,7 +439,7 @@ memory.forget("1")
 @pytest.mark.parametrize(
     ("patch", "kept"),
     [
-        ("records._write_safely = lambda *_: os._exit(9)", "0 1 2 3"),
+        ("records.files.replace_file = lambda *_: os._exit(9)", "0 1 2 3"),
         ("records.FolderRecords._sweep = lambda _: os._exit(9)", "0 2 3"),
     ],
     ids=["before the manifest", "after it"],

@@ -18,6 +18,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ewc_tutorial import files
+
 MANIFEST = "manifest.json"
 
 
@@ -138,61 +140,43 @@ class FolderRecords:
         weights: Mapping[str, Tensor],
     ) -> None:
         """As :meth:`MemoryRecords.commit`; on the disk the change happens whole or not at all."""
-        files = {}
+        names = {}
         try:
             for task in tasks:
                 if task in changed:
                     record = vars(changed[task]).copy()
                     del record["task"]
-                    files[task] = self._write(record)
+                    names[task] = self._write(record)
                 else:
-                    files[task] = self._files[task]
+                    names[task] = self._files[task]
             manifest = {
                 "version": self.VERSION,
-                "tasks": files,
+                "tasks": names,
                 "forgotten": list(forgotten),
                 "weights": self._write(dict(weights)),
             }
             text = json.dumps(manifest, ensure_ascii=False, indent=1)
-            _write_safely(self.folder / MANIFEST, text.encode())
+            files.replace_file(self.folder / MANIFEST, text.encode())
         except BaseException:
             self._sweep()  # what the old manifest does not name
             raise
-        self._files, self._weights = files, manifest["weights"]
+        self._files, self._weights = names, manifest["weights"]
         self.forgotten = tuple(forgotten)
         self._sweep()
 
     def _write(self, tensors: dict[str, Any]) -> str:
         name = f"{uuid.uuid4().hex}.pt"
         # A view would drag all of its storage into the file.
-        with (self.folder / name).open("xb") as file:
+        with files.synced(self.folder / name) as file:
             torch.save(tensors, file)
-            file.flush()
-            os.fsync(file.fileno())
         return name
 
     def _read(self, name: str) -> dict[str, Any]:
         return torch.load(self.folder / name, map_location="cpu", weights_only=True)
 
     def _sweep(self) -> None:
-        """Delete the files of tensors that the manifest does not name."""
+        """Delete the files of tensors that the manifest does not name, and half a manifest."""
         named = {*self._files.values(), self._weights}
-        for path in self.folder.glob("*.pt"):
+        for path in (*self.folder.glob("*.pt"), *self.folder.glob(f".{MANIFEST}.*.part")):
             if path.name not in named:
                 path.unlink(missing_ok=True)
-
-
-def _write_safely(path: Path, content: bytes) -> None:
-    """Replace a file in one step that a crash cannot split."""
-    aside = path.with_suffix(".new")
-    with aside.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(aside, path)
-    if os.name == "posix":  # elsewhere a folder cannot be opened
-        folder = os.open(path.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)

@@ -11,7 +11,7 @@ From the outside in:
 * ``app``, ``gate``, ``messages``: the HTTP interface, who may come in, what it says;
 * ``settings``: all from environment variables ``EWC_SPEECH_…``;
 * ``corrections``, ``jobs``, ``models``: what is kept on disk, each safe against a kill at any time,
-  by means of ``database`` and ``files``;
+  by means of ``database`` (and the package's ``files``);
 * ``runner``, ``worker``: a training is a process of its own;
 * ``learning``, ``recogniser``, ``audio``: the pipeline itself, which knows nothing of HTTP;
 * ``base``, ``synthetic``: the model to begin with, and a small one for machines with no network;

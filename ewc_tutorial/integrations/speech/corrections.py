@@ -22,7 +22,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import BinaryIO
 
-from ewc_tutorial.integrations.speech import audio, files
+from ewc_tutorial import files
+from ewc_tutorial.integrations.speech import audio
 from ewc_tutorial.integrations.speech.database import Database
 from ewc_tutorial.integrations.speech.errors import RefusedError
 
@@ -87,7 +88,7 @@ class Corrections:
         half = self._incoming / correction_id
         half.mkdir()
         try:
-            content = self._write(half, sound, text, check)
+            clip, content = self._write(half, sound, text, check)
             known = self._find(content, text)
             if known is not None:
                 return known, False
@@ -97,7 +98,7 @@ class Corrections:
         finally:
             shutil.rmtree(half, ignore_errors=True)
         files.sync_folder(self._folder)
-        return self._enter(final)
+        return self._enter(final, clip, text, content)
 
     def _write(
         self,
@@ -105,34 +106,39 @@ class Corrections:
         sound: BinaryIO,
         text: str,
         check: Callable[[audio.Clip], None] | None,
-    ) -> str:
+    ) -> tuple[audio.Clip, str]:
+        """Write both files; return what the recording is, and its hash."""
         digest, size = hashlib.sha256(), 0
         path = half / "audio.part"
-        with open(path, "wb") as file:
+        with files.synced(path) as file:
             while chunk := sound.read(_CHUNK):
                 size += len(chunk)
                 if size > self._max_bytes:
                     raise RefusedError(f"audio must have at most {self._max_bytes:,} bytes.", 413)
                 digest.update(chunk)
                 file.write(chunk)
-            file.flush()
-            os.fsync(file.fileno())
         clip = audio.examine(path, self._max_seconds)
         if check is not None:
             check(clip)
         os.rename(path, half / f"audio.{clip.format}")
-        files.write_synced(half / TEXT_NAME, text.encode())
-        return digest.hexdigest()
+        with files.synced(half / TEXT_NAME) as file:
+            file.write(text.encode())
+        return clip, digest.hexdigest()
 
-    def _enter(self, folder: Path) -> tuple[Correction, bool]:
-        """Enter a whole folder into the index."""
+    def _enter_from_disk(self, folder: Path) -> None:
         (path,) = folder.glob("audio.*")
         clip = audio.examine(path, self._max_seconds)
         text = (folder / TEXT_NAME).read_text(encoding="utf-8")
-        content = hashlib.sha256(path.read_bytes()).hexdigest()
+        self._enter(folder, clip, text, hashlib.sha256(path.read_bytes()).hexdigest())
+
+    def _enter(
+        self, folder: Path, clip: audio.Clip, text: str, content: str
+    ) -> tuple[Correction, bool]:
+        """Enter a whole folder into the index."""
+        size = (folder / f"audio.{clip.format}").stat().st_size
         row = (
             folder.name, datetime.now(UTC).isoformat(timespec="milliseconds"), text, clip.format,
-            clip.rate, clip.seconds, path.stat().st_size, content,
+            clip.rate, clip.seconds, size, content,
         )  # fmt: skip
         try:
             with self._database.connection() as connection:
@@ -161,7 +167,7 @@ class Corrections:
         here = {path.name: path for path in self._folder.iterdir() if path.is_dir()}
         for name in sorted(here.keys() - known):
             try:
-                self._enter(here[name])
+                self._enter_from_disk(here[name])
                 _log.warning("Correction %s was whole on disk and is now in the index.", name)
             except (RefusedError, ValueError, OSError) as error:
                 _log.error("Folder %s is no correction and is left alone: %s", here[name], error)

@@ -6,7 +6,6 @@ so that a training which is killed goes on where it was, with the result that it
 
 from __future__ import annotations
 
-import os
 import random
 import shutil
 import tempfile
@@ -22,9 +21,10 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 from transformers import PrinterCallback, TrainerCallback, TrainingArguments
 
+from ewc_tutorial import files
 from ewc_tutorial.ewc import EWC
-from ewc_tutorial.integrations.huggingface import EWCTrainer, LoraEWC, consolidate, pad_batch
-from ewc_tutorial.integrations.speech import audio, files
+from ewc_tutorial.integrations.huggingface import EWCTrainer, LoraEWC, consolidate
+from ewc_tutorial.integrations.speech import audio
 from ewc_tutorial.integrations.speech.recogniser import (
     Recogniser,
     no_progress_bars,
@@ -124,7 +124,8 @@ def learn(
             if not _restored(ewc, work / "importance.pt"):
                 tell("importance")
                 measure_importance(recogniser, ewc, old, plan)
-                _keep(ewc, work / "importance.pt")
+                with files.replacing(work / "importance.pt") as file:
+                    torch.save(ewc.state_dict(), file)
         tell("learning")
         _train(recogniser, model, ewc, new, plan, work / "checkpoints", listener)
         if plan.lora_rank:
@@ -142,7 +143,7 @@ def measure_importance(
         Samples(recogniser, old),
         n_samples=plan.fisher_samples,
         batch_size=_BATCH,
-        collate=_collate(recogniser),
+        collate=recogniser.collate,
         generator=torch.Generator().manual_seed(plan.seed),
     )
 
@@ -228,7 +229,7 @@ def _train(
             model,
             arguments,
             train_dataset=Samples(recogniser, new),
-            data_collator=_collate(recogniser),
+            data_collator=recogniser.collate,
             ewc=ewc,
             callbacks=[_Reports(listener)],
         )
@@ -236,18 +237,6 @@ def _train(
         trainer.train(resume_from_checkpoint=_latest(checkpoints))
     finally:
         config.ctc_loss_reduction = reduction
-
-
-def _collate(recogniser: Recogniser) -> Callable[[Sequence[dict[str, Any]]], dict[str, Tensor]]:
-    """Return what joins samples: without a mask where the model has not learned to use one."""
-
-    def join(samples: Sequence[dict[str, Any]]) -> dict[str, Tensor]:
-        batch = pad_batch(samples)
-        if "attention_mask" not in samples[0]:
-            batch.pop("attention_mask", None)
-        return batch
-
-    return join
 
 
 def _latest(checkpoints: Path) -> str | None:
@@ -259,15 +248,6 @@ def _latest(checkpoints: Path) -> str | None:
         else:
             shutil.rmtree(path)
     return str(complete[max(complete)]) if complete else None
-
-
-def _keep(ewc: EWC, path: Path) -> None:
-    half = path.with_suffix(".part")
-    torch.save(ewc.state_dict(), half)
-    with open(half, "rb+") as file:
-        os.fsync(file.fileno())
-    os.replace(half, path)
-    files.sync_folder(path.parent)
 
 
 def _restored(ewc: EWC, path: Path) -> bool:

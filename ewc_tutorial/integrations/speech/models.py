@@ -11,7 +11,7 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
-from ewc_tutorial.integrations.speech import files
+from ewc_tutorial import files
 
 BASE = "base"
 _HALF = ".half-"
@@ -24,12 +24,6 @@ class Models:
         self.folder = folder
         folder.mkdir(parents=True, exist_ok=True)
         self._pointer = folder / "current"
-
-    def names(self) -> list[str]:
-        """Return all versions by name."""
-        return sorted(
-            p.name for p in self.folder.iterdir() if p.is_dir() and not p.name.startswith(".")
-        )
 
     def current(self) -> str | None:
         """Return the name of the version in use, or None before the first."""

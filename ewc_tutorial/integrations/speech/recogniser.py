@@ -102,6 +102,14 @@ class Recogniser:
             sample["labels"] = torch.tensor(self.processor.tokenizer(text).input_ids)
         return sample
 
+    @staticmethod
+    def collate(samples: Sequence[dict[str, Any]]) -> dict[str, Tensor]:
+        """Join samples: without a mask where the model has not learned to use one."""
+        batch = pad_batch(samples)
+        if "attention_mask" not in samples[0]:
+            batch.pop("attention_mask", None)
+        return batch
+
     @torch.no_grad()
     def logits(self, waves: Sequence[np.ndarray]) -> list[Tensor]:
         """Return per recording the logits (frames, symbols), without padding."""
@@ -111,9 +119,7 @@ class Recogniser:
         found: list[Tensor] = []
         for start in range(0, len(waves), _BATCH):
             samples = [self.sample(wave) for wave in waves[start : start + _BATCH]]
-            batch = {name: value.to(device) for name, value in pad_batch(samples).items()}
-            if "attention_mask" not in samples[0]:
-                batch.pop("attention_mask", None)
+            batch = {name: value.to(device) for name, value in self.collate(samples).items()}
             rows = self.model(**batch).logits.cpu()
             found += [
                 row[: self.frames(len(s["input_values"]))]

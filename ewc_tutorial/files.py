@@ -9,7 +9,10 @@ from __future__ import annotations
 
 import os
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import BinaryIO
 
 
 def sync_folder(folder: Path) -> None:
@@ -32,20 +35,32 @@ def sync_tree(folder: Path) -> None:
         sync_folder(Path(parent))
 
 
-def write_synced(path: Path, content: bytes) -> None:
-    """Write a file and wait until its content is on the disk (its name is not yet)."""
+@contextmanager
+def synced(path: Path) -> Iterator[BinaryIO]:
+    """Write a file: after the block its content is on the disk (its name is not yet)."""
     with open(path, "wb") as file:
-        file.write(content)
+        yield file
         file.flush()
         os.fsync(file.fileno())
 
 
-def replace_file(path: Path, content: bytes) -> None:
-    """Give ``path`` a new content: a reader finds the old or the new one, whole."""
+@contextmanager
+def replacing(path: Path) -> Iterator[BinaryIO]:
+    """Write a new content of ``path``: a reader finds the old or the new one, whole.
+
+    What a kill leaves behind beside it ends in ``.part``.
+    """
     half = path.with_name(f".{path.name}.{os.getpid()}.part")
-    write_synced(half, content)
+    with synced(half) as file:
+        yield file
     os.replace(half, path)
     sync_folder(path.parent)
+
+
+def replace_file(path: Path, content: bytes) -> None:
+    """Give ``path`` a new content, as :func:`replacing` does."""
+    with replacing(path) as file:
+        file.write(content)
 
 
 def publish_folder(prepared: Path, final: Path) -> None:
