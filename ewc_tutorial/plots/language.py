@@ -10,7 +10,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from numpy.typing import ArrayLike
 
-from ewc_tutorial.plots.style import METHOD_STYLE, axes_or_new
+from ewc_tutorial.plots.style import METHOD_STYLE, axes_or_new, standard_error
 
 #: Methods that only this notebook has; the others look as everywhere in the course.
 _LOOKS: dict[str, dict[str, Any]] = {
@@ -112,8 +112,8 @@ def protection(
         ax.errorbar(
             new.mean(0),
             old.mean(0),
-            xerr=_standard_error(new),
-            yerr=_standard_error(old),
+            xerr=standard_error(new),
+            yerr=standard_error(old),
             marker=_MARKERS.get(method, "o"),
             markersize=9 if one else 6,
             elinewidth=0.8,
@@ -165,7 +165,3 @@ def factor_by_batch(
 
 def _look(method: str) -> dict[str, Any]:
     return {"label": method} | _LOOKS.get(method, {})
-
-
-def _standard_error(runs: np.ndarray) -> np.ndarray | None:
-    return runs.std(0, ddof=1) / np.sqrt(len(runs)) if len(runs) > 1 else None

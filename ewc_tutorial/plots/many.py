@@ -11,7 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.patches import Ellipse
 from numpy.typing import ArrayLike
 
-from ewc_tutorial.plots.style import axes_or_new, curve_with_band
+from ewc_tutorial.plots.style import axes_or_new, curve_with_band, standard_error
 
 #: A rule keeps its colour, line style and marker in every figure of the chapter.
 RULE_STYLE: dict[str, dict[str, Any]] = {
@@ -125,12 +125,11 @@ def paired_dots(
         shifts = np.linspace(-0.14, 0.14, len(values)) if len(values) > 1 else [0.0]
         for shift, (rule, runs) in zip(shifts, values.items(), strict=True):
             runs, look = np.asarray(runs, dtype=float), _look(rule)
-            error = runs.std(ddof=1) / np.sqrt(len(runs)) if len(runs) > 1 else 0.0
             ax.plot(runs, np.full(len(runs), y + shift), ".", color=look["color"], alpha=0.45)
             ax.errorbar(
                 runs.mean(),
                 y + shift,
-                xerr=error,
+                xerr=standard_error(runs) or 0.0,
                 fmt=look["marker"],
                 color=look["color"],
                 markerfacecolor="white" if "anchor" in rule else look["color"],

@@ -11,7 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.colors import LinearSegmentedColormap
 from numpy.typing import ArrayLike
 
-from ewc_tutorial.plots.style import METHOD_STYLE, axes_or_new
+from ewc_tutorial.plots.style import METHOD_STYLE, axes_or_new, line_looks, standard_error
 
 _MARKERS = {"plain": "s", "EWC": "o", "joint": "D"}
 
@@ -84,10 +84,10 @@ def logit_paths(
         title: above the axes.
     """
     ax = axes_or_new(ax, (5.0, 3.4))
-    looks = zip(["-", "--", "-.", ":"], "osD^", ["C0", "C1", "C2", "C4"], strict=True)
+    looks = line_looks("C0", "C1", "C2", "C4")
     every = max(1, len(np.asarray(steps)) // 8)
-    for (name, values), (line, marker, color) in zip(logits.items(), looks, strict=False):
-        ax.plot(steps, values, ls=line, color=color, marker=marker, markevery=every, label=name)
+    for (name, values), look in zip(logits.items(), looks, strict=False):
+        ax.plot(steps, values, markevery=every, label=name, **look)
     ax.set(xlabel="steps on the new task", ylabel="mean of the largest logit", title=title)
     ax.legend(title="among the classes", fontsize="small", loc="best")
     return ax
@@ -147,7 +147,7 @@ def recovery(
     ):
         values = [np.asarray(row[repair], dtype=float) for repair in repairs]
         y = np.arange(len(repairs)) + shift
-        error = [v.std(ddof=1) / np.sqrt(len(v)) if len(v) > 1 else 0 for v in values]
+        error = [standard_error(v) or 0.0 for v in values]
         ax.errorbar(
             [v.mean() for v in values], y, xerr=error, fmt=marker, color=color, label=name,
             markersize=7, capsize=3,

@@ -9,7 +9,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from numpy.typing import ArrayLike
 
-from ewc_tutorial.plots.style import METHOD_STYLE, axes_or_new, curve_with_band
+from ewc_tutorial.plots.style import METHOD_STYLE, axes_or_new, curve_with_band, standard_error
 
 VOICES = {"old": "old voices", "new": "new voice"}
 #: Looks of ways to learn from corrections that no other notebook has.
@@ -188,11 +188,10 @@ def error_trade_off(
     ax = axes_or_new(ax, (6.4, 4.4))
     for name, (new, old) in runs.items():
         x, y = (100 * np.atleast_2d(np.asarray(r, dtype=float)) for r in (new, old))
-        errors = [r.std(axis=0, ddof=1) / np.sqrt(len(r)) if len(r) > 1 else None for r in (x, y)]
         look = {"marker": "o"} | LEARNING_STYLE.get(name, {}) | {"label": name}
         ax.errorbar(
-            x.mean(axis=0), y.mean(axis=0), xerr=errors[0], yerr=errors[1], capsize=2,
-            elinewidth=0.8, markersize=7, **look,
+            x.mean(axis=0), y.mean(axis=0), xerr=standard_error(x), yerr=standard_error(y),
+            capsize=2, elinewidth=0.8, markersize=7, **look,
         )  # fmt: skip
     ax.set(
         xlabel="word error rate on the new voice (%)", ylabel="word error rate on old voices (%)"

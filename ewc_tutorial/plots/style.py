@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
 import seaborn as sns
 from matplotlib.axes import Axes
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 
 #: A method keeps its colour and its line style in every figure of the course.
 METHOD_STYLE: dict[str, dict[str, Any]] = {
@@ -52,6 +52,18 @@ def axes_or_new(ax: Axes | None, figsize: tuple[float, float] = (6.0, 3.6)) -> A
     return plt.subplots(figsize=figsize)[1] if ax is None else ax
 
 
+def line_looks(*colors: str) -> Iterator[dict[str, Any]]:
+    """Yield a look per line of a figure; they differ without their colours, too."""
+    for linestyle, marker, color in zip(("-", "--", "-.", ":"), "osD^", colors, strict=True):
+        yield {"linestyle": linestyle, "marker": marker, "color": color}
+
+
+def standard_error(runs: ArrayLike) -> NDArray[np.float64] | None:
+    """Return the standard error of the mean of ``runs`` ``(seeds, ...)``; None for a single one."""
+    runs = np.asarray(runs, dtype=float)
+    return runs.std(axis=0, ddof=1) / np.sqrt(len(runs)) if len(runs) > 1 else None
+
+
 def curve_with_band(ax: Axes, x: ArrayLike, runs: ArrayLike, **style: Any) -> None:
     """Draw the mean of ``runs`` ``(seeds, points)`` over ``x`` with a band of ± 1 standard error.
 
@@ -60,8 +72,8 @@ def curve_with_band(ax: Axes, x: ArrayLike, runs: ArrayLike, **style: Any) -> No
     runs = np.atleast_2d(np.asarray(runs, dtype=float))
     mean = runs.mean(axis=0)
     (line,) = ax.plot(x, mean, **style)
-    if len(runs) > 1:
-        error = runs.std(axis=0, ddof=1) / np.sqrt(len(runs))
+    error = standard_error(runs)
+    if error is not None:
         ax.fill_between(x, mean - error, mean + error, color=line.get_color(), alpha=0.2, lw=0)
 
 

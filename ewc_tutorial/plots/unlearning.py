@@ -10,7 +10,10 @@ import numpy as np
 from matplotlib.axes import Axes
 from numpy.typing import ArrayLike
 
-from ewc_tutorial.plots.style import axes_or_new
+from ewc_tutorial.plots.style import axes_or_new, line_looks, standard_error
+
+#: Colours of lines, that of the forgotten task first.
+_FORGOTTEN_FIRST = ("C3", "C0", "C4", "C1")
 
 #: A network keeps its colour, marker and line in all figures of the notebook.
 NETWORK_STYLE: dict[str, dict[str, Any]] = {
@@ -142,9 +145,9 @@ def subtracted_share(
         ylabel, title: of the axes.
     """
     ax = axes_or_new(ax, (4.8, 3.4))
-    looks = zip(("-", "--", "-.", ":"), "osD^", ("C3", "C0", "C4", "C1"), strict=True)
-    for (label, values), (line, marker, color) in zip(lines.items(), looks, strict=False):
-        ax.plot(shares, values, ls=line, marker=marker, color=color, label=label)
+    looks = line_looks(*_FORGOTTEN_FIRST)
+    for (label, values), look in zip(lines.items(), looks, strict=False):
+        ax.plot(shares, values, label=label, **look)
     ax.axvline(1, color="0.4", lw=1)
     ax.set(xlabel="share of the update that is subtracted", ylabel=ylabel, title=title)
     ax.legend(fontsize="small")
@@ -197,11 +200,10 @@ def returning(
         title, xlabel: of the axes.
     """
     ax = axes_or_new(ax, (4.8, 3.4))
-    looks = zip(("-", "--", "-.", ":"), "osD^", ("C3", "C0", "C4", "C1"), strict=True)
+    looks = line_looks(*_FORGOTTEN_FIRST)
     every = max(1, len(np.asarray(steps)) // 7)
-    for (label, values), (line, marker, color) in zip(curves.items(), looks, strict=False):
-        look = {"linestyle": line, "marker": marker, "color": color, "label": label}
-        ax.plot(steps, values, markevery=every, **NETWORK_STYLE.get(label, look))
+    for (label, values), look in zip(curves.items(), looks, strict=False):
+        ax.plot(steps, values, markevery=every, **NETWORK_STYLE.get(label, look | {"label": label}))
     ax.set(xlabel=xlabel, ylabel="test accuracy", ylim=(0, 1.02), title=title)
     return ax
 
@@ -226,8 +228,9 @@ def by_position(
         np.linspace(-0.12, 0.12, len(runs)), runs.items(), strict=True
     ):
         values = np.atleast_2d(np.asarray(values, dtype=float))
-        error = values.std(axis=0, ddof=1) / np.sqrt(len(values)) if len(values) > 1 else None
-        look = NETWORK_STYLE[network]
-        ax.errorbar(positions + shift, values.mean(axis=0), yerr=error, capsize=3, ms=6, **look)
+        ax.errorbar(
+            positions + shift, values.mean(axis=0), yerr=standard_error(values), capsize=3, ms=6,
+            **NETWORK_STYLE[network],
+        )  # fmt: skip
     ax.set(xlabel="place of the forgotten task", ylabel=ylabel, xticks=positions)
     return ax
