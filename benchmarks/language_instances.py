@@ -21,6 +21,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pandas as pd
+import stored_rows
 import torch
 from torch import Tensor, nn
 
@@ -126,15 +127,13 @@ def main() -> None:
     warnings.filterwarnings("ignore", category=FutureWarning)
     torch.set_num_threads(1)
     seeds = int(sys.argv[1]) if len(sys.argv) > 1 else 3
-    TABLE.parent.mkdir(parents=True, exist_ok=True)
     table = pd.read_csv(TABLE) if TABLE.exists() else pd.DataFrame(columns=COLUMNS)
     for seed, todo in missing(table, seeds):
         data, first = instances(seed=seed), tiny_gpt(seed)
         train_quietly(first, data[0], batch_size=BATCH, seed=seed, **FIRST)
         for method, lam in todo:
             part = run(method, lam, seed, copy.deepcopy(first), data)
-            table = part if table.empty else pd.concat([table, part])
-            table.to_csv(TABLE, index=False, lineterminator="\n")
+            stored_rows.append(TABLE, part.to_dict("records"))
             last = part[part.stage == len(data) - 1]
             print(seed, method, lam, *last.perplexity, *last.recall, flush=True)
 

@@ -20,13 +20,12 @@ share of free parameters (``metrics.free_share``) per layer, input to output, af
 from __future__ import annotations
 
 import argparse
-import csv
 from collections.abc import Iterable
-from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import pandas as pd
+import stored_rows
 import torch
 from torch import nn
 
@@ -123,22 +122,8 @@ def stored() -> pd.DataFrame:
 
 
 def run_missing(wanted: Iterable[tuple], workers: int) -> int:
-    """Run what is wanted and not stored yet, append each row as it is finished, and count them."""
-    done = set(map(tuple, stored()[KEY].itertuples(index=False)))
-    todo = [job for job in dict.fromkeys(wanted) if job not in done]
-    print(f"{len(todo)} runs to do", flush=True)
-    if not todo:
-        return 0
-    ROWS.parent.mkdir(parents=True, exist_ok=True)
-    new = not ROWS.exists()
-    with ROWS.open("a", newline="") as file, ProcessPoolExecutor(workers) as pool:
-        writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
-        if new:
-            writer.writeheader()
-        for future in as_completed([pool.submit(run, *job) for job in todo]):
-            writer.writerow(future.result())
-            file.flush()
-    return len(todo)
+    """Run what is wanted and not stored yet, and count it."""
+    return stored_rows.run_missing(ROWS, run, wanted, KEY, COLUMNS, workers)
 
 
 def best(rows: pd.DataFrame, by: str = "average_accuracy", tie: float = TIE) -> pd.DataFrame:

@@ -14,14 +14,14 @@ nothing.
 from __future__ import annotations
 
 import argparse
-import csv
 import itertools
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
+import stored_rows
 import torch
 
 from ewc_tutorial import EWC, L2, learn, mlp, permuted_tasks
@@ -91,20 +91,9 @@ def stored() -> pd.DataFrame:
     return pd.read_csv(ROWS) if ROWS.exists() else pd.DataFrame(columns=COLUMNS)
 
 
-def run_missing(wanted: list[tuple], workers: int) -> int:
-    """Run what is wanted and not stored yet, append each row as it is finished, and count them."""
-    done = set(map(tuple, stored()[KEY].itertuples(index=False)))
-    todo = [job for job in wanted if job not in done]
-    print(f"{len(wanted)} runs wanted, {len(todo)} to do", flush=True)
-    new = not ROWS.exists()
-    with ROWS.open("a", newline="") as file, ProcessPoolExecutor(workers) as pool:
-        writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
-        if new:
-            writer.writeheader()
-        for future in as_completed([pool.submit(run, *job) for job in todo]):
-            writer.writerow(future.result())
-            file.flush()
-    return len(todo)
+def run_missing(wanted: Iterable[tuple], workers: int) -> int:
+    """Run what is wanted and not stored yet, and count it."""
+    return stored_rows.run_missing(ROWS, run, wanted, KEY, COLUMNS, workers)
 
 
 def around(grid: tuple[float, ...], value: float) -> tuple[float, ...]:

@@ -20,13 +20,12 @@ permuted  Permuted MNIST of ten tasks (van de Ven and Tolias 2018), at a fractio
 from __future__ import annotations
 
 import argparse
-import csv
 import json
 import os
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from dataclasses import astuple, dataclass, fields
+from dataclasses import asdict, astuple, dataclass, fields
 from functools import lru_cache
 from itertools import product
 from multiprocessing import get_context
@@ -34,6 +33,7 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+import stored_rows
 import torch
 from torch import nn
 from tqdm.auto import tqdm
@@ -314,19 +314,6 @@ def execute(run: Run, device: str, threads: int) -> Result:
     )  # fmt: skip
 
 
-def append(run: Run, result: Result) -> None:
-    """Add a row, whole or not at all."""
-    TABLE.parent.mkdir(parents=True, exist_ok=True)
-    new = not TABLE.exists()
-    with TABLE.open("a", newline="") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        if new:
-            writer.writerow([f.name for kind in (Run, Result) for f in fields(kind)])
-        writer.writerow([*astuple(run), *astuple(result)])
-        file.flush()
-        os.fsync(file.fileno())
-
-
 def missing(runs: list[Run]) -> list[Run]:
     table = load()
     done = set(table[[f.name for f in fields(Run)]].itertuples(index=False, name=None))
@@ -341,7 +328,7 @@ def do(runs: list[Run], device: str, workers: int) -> None:
         futures = {pool.submit(execute, run, device, 1): run for run in todo}
         for future in tqdm(as_completed(futures), total=len(todo), disable=not todo):
             run, result = futures[future], future.result()
-            append(run, result)
+            stored_rows.append(TABLE, [asdict(run) | asdict(result)])
             tqdm.write(f"{run}: {result.accuracy:.4f}, {result.seconds:.0f} s")
 
 

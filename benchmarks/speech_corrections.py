@@ -17,8 +17,8 @@ from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-import numpy as np
 import pandas as pd
+import stored_rows
 import torch
 
 from ewc_tutorial.integrations.speech.base import train_tiny
@@ -32,6 +32,7 @@ from ewc_tutorial.integrations.speech.synthetic import (
 )
 
 TABLE = Path(__file__).parent.parent / "data" / "results" / "speech_corrections.csv"
+COLUMNS = ["seed", "run", "lam", "old_before", "new_before", "old", "new"]
 PLAN = Plan(learning_rate=2e-3, steps=100, freeze_encoder=False, fisher_samples=100)
 LAMS = (1.0, 10.0, 100.0, 1000.0, 10_000.0)
 #: How a run is called, what it trains on besides the corrections, where F comes from, the plan.
@@ -49,16 +50,11 @@ def spoken(speakers: tuple[Speaker, ...], n: int, seed: int) -> list[Recording]:
     return [(wave, text) for wave, text, _ in recordings(speakers, n, seed)]
 
 
-def done() -> pd.DataFrame:
-    columns = ["seed", "run", "lam", "old_before", "new_before", "old", "new"]
-    return pd.read_csv(TABLE) if TABLE.exists() else pd.DataFrame(columns=columns)
-
-
 def run_seed(seed: int) -> None:
     """Do the runs of one seed that are not in the table."""
-    have = done()
-    have = set(have[have.seed == seed][["run", "lam"]].itertuples(index=False, name=None))
-    left = [run for run in RUNS if (run[0], run[2].lam) not in have]
+    table = pd.read_csv(TABLE) if TABLE.exists() else pd.DataFrame(columns=COLUMNS)
+    have = set(table[COLUMNS[:3]].itertuples(index=False, name=None))
+    left = [run for run in RUNS if (seed, run[0], run[2].lam) not in have]
     if not left:
         return
     start = 1000 * (seed + 1)
@@ -79,10 +75,8 @@ def run_seed(seed: int) -> None:
                 replace(plan, seed=seed, checkpoint_every=10**6),
             )
             rates = (*before, evaluate(recogniser, old_tests), evaluate(recogniser, new_tests))
-            row = [seed, name, plan.lam, *np.round(rates, 4)]
-            pd.concat([done(), pd.DataFrame([row], columns=done().columns)]).to_csv(
-                TABLE, index=False, lineterminator="\n"
-            )
+            row = [seed, name, plan.lam, *(round(rate, 4) for rate in rates)]
+            stored_rows.append(TABLE, [dict(zip(COLUMNS, row, strict=True))])
             print(*row, flush=True)
 
 

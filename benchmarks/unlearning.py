@@ -22,13 +22,13 @@ interrupted.
 from __future__ import annotations
 
 import copy
-import csv
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
+import stored_rows
 import torch
 from torch import nn
 
@@ -90,13 +90,7 @@ def run() -> None:
             study = Study(N_TASKS, seed, method)
             memory = study.learn()
             for position in missing:
-                found = rows(study, memory, position)
-                new = not ROWS.exists()
-                with ROWS.open("a", newline="", encoding="utf-8") as file:
-                    writer = csv.DictWriter(file, list(found[0]), lineterminator="\n")
-                    if new:
-                        writer.writeheader()
-                    writer.writerows(found)
+                stored_rows.append(ROWS, rows(study, memory, position))
                 print(method, seed, position + 1, flush=True)
 
 

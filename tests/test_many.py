@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import importlib.util
-from pathlib import Path
-
+import many_tasks as search
 import numpy as np
 import pandas as pd
 import pytest
@@ -13,8 +11,6 @@ from torch import nn
 
 from ewc_tutorial import EWC
 from ewc_tutorial.metrics import free_share, freedom
-
-ROOT = Path(__file__).parent.parent
 
 
 @pytest.mark.parametrize("S", [0.0, 1e-9, 1e-3, 0.2, 30.0])
@@ -96,16 +92,7 @@ def test_average_at_a_larger_lambda_forgets_more_slowly():
     assert weights[-1] == pytest.approx(0.1)
 
 
-@pytest.fixture(scope="module")
-def search():
-    path = ROOT / "benchmarks" / "many_tasks.py"
-    spec = importlib.util.spec_from_file_location("many_tasks", path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-def test_the_stored_search_is_complete_and_its_choices_lie_inside(search):
+def test_the_stored_search_is_complete_and_its_choices_lie_inside():
     rows = search.stored()
     assert not rows.duplicated(search.KEY).any()
     assert not set(search.SEARCH_SEEDS) & set(search.REPORT_SEEDS)
@@ -122,7 +109,7 @@ def test_the_stored_search_is_complete_and_its_choices_lie_inside(search):
             assert set(mine.seed[mine.lam == lam]) >= set(search.REPORT_SEEDS), (name, rule, gamma)
 
 
-def test_the_stored_matrices_are_what_the_other_columns_say(search):
+def test_the_stored_matrices_are_what_the_other_columns_say():
     rows = search.stored()
     R = np.array([[float(value) for value in text.split()] for text in rows.R])
     T = search.N_TASKS

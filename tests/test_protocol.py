@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import importlib.util
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import protocol_search as search
 import pytest
 
 from ewc_tutorial import EWC, L2, learn, mlp, permuted_tasks
@@ -17,16 +17,7 @@ ROOT = Path(__file__).parent.parent
 SMALL = replace(PROTOCOL, hidden=(16,), epochs=1)
 
 
-@pytest.fixture(scope="module")
-def search():
-    path = ROOT / "benchmarks" / "protocol_search.py"
-    spec = importlib.util.spec_from_file_location("protocol_search", path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-def test_the_protocol_is_what_the_stored_search_chose(search):
+def test_the_protocol_is_what_the_stored_search_chose():
     table = search.best(search.stored())
     hidden, batch_size, epochs = search.choose(table)
     assert PROTOCOL.hidden == tuple(int(width) for width in hidden.split("-"))
@@ -40,7 +31,7 @@ def test_the_protocol_is_what_the_stored_search_chose(search):
         assert (setting.lr, setting.lam) == (row.lr, row.lam), row.method
 
 
-def test_each_choice_lies_inside_the_grid_that_was_searched(search):
+def test_each_choice_lies_inside_the_grid_that_was_searched():
     rows = search.stored()
     setting = "-".join(map(str, PROTOCOL.hidden)), PROTOCOL.batch_size, PROTOCOL.epochs
     rows = rows[[search.setting_of(row) == setting for row in rows.itertuples()]]
@@ -53,7 +44,7 @@ def test_each_choice_lies_inside_the_grid_that_was_searched(search):
             assert same_lr.lam.min() < choice.lam < same_lr.lam.max(), method
 
 
-def test_what_is_reported_comes_from_seeds_that_chose_nothing(search):
+def test_what_is_reported_comes_from_seeds_that_chose_nothing():
     rows = search.stored()
     assert not set(search.SEARCH_SEEDS) & set(search.REPORT_SEEDS)
     report = rows[rows.seed.isin(search.REPORT_SEEDS)].groupby("method").average_accuracy
