@@ -28,22 +28,22 @@ app: $(VENV)/.installed  ## Show the λ lab alone as a web page, for a classroom
 	$(BIN)/voila $(NOTEBOOKS)/app/lambda_lab.ipynb $(APP_OPTIONS)
 
 lab-html: $(VENV)/.installed  ## Write build/lambda_lab.html, a λ slider that needs no kernel and no network
-	$(BIN)/python -m ewc_tutorial.explorer.page build/lambda_lab.html
+	$(BIN)/python -m ewc_tutorial.course.explorer.page build/lambda_lab.html
 
 notebooks: $(VENV)/.tested  ## Execute the notebooks in place (ONLY="02 03" for some) and refresh their times
-	$(BIN)/python -m ewc_tutorial.course $(ONLY)
+	$(BIN)/python -m ewc_tutorial.course.publish $(ONLY)
 
 bench-fisher: $(VENV)/.tested  ## Measure the Fisher engine beside the alternatives
-	$(BIN)/python benchmarks/bench_fisher.py
+	$(BIN)/python -m benchmarks.bench_fisher
 
 bench-step: $(VENV)/.tested  ## Measure a training step with EWC beside a plain one
-	$(BIN)/python benchmarks/bench_step.py
+	$(BIN)/python -m benchmarks.bench_step
 
 bench-sweep: $(VENV)/.tested  ## Measure a sweep over λ beside a single run
-	$(BIN)/python benchmarks/bench_sweep.py
+	$(BIN)/python -m benchmarks.bench_sweep
 
 speech: $(VENV)/.installed  ## Start the speech-corrections service of notebook 10
-	$(BIN)/python -m ewc_tutorial.integrations.speech
+	$(BIN)/python -m ewc_tutorial.speech
 
 clean:  ## Remove the environment and everything that can be made again
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache .hypothesis tests/artifacts
@@ -53,9 +53,9 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or newer is needed, this is " + sys.version.split()[0] + ": set PYTHON=/path/to/python3") if sys.version_info < (3, 11) else None'
 	@echo "Setting up $(VENV). The first time this downloads PyTorch and takes some minutes."
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[speech]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[all]'
 	touch $@
 
 $(VENV)/.tested: $(VENV)/.installed
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[speech,test,cluster]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[test]'
 	touch $@

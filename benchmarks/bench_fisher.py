@@ -1,6 +1,6 @@
 """Measure the Fisher engine beside the alternatives: time, memory, error.
 
-    python benchmarks/bench_fisher.py [--rounds 7] [--quick]
+    python -m benchmarks.bench_fisher [--rounds 7] [--quick]
 
 Time is a multiple of one plain forward and backward pass over the same data (batch 128), measured
 right before each run in the same process; the table has the median over rounds. Methods that take
@@ -28,11 +28,11 @@ import matplotlib.pyplot as plt
 import pandas as pd
 import torch
 import torch.nn.functional as F
-from timing import paired, peak_megabytes
 from torch import Tensor, nn
 
+from benchmarks.timing import paired, peak_megabytes
+from ewc_tutorial.course.models import mlp, small_cnn
 from ewc_tutorial.fisher import fisher_diagonal
-from ewc_tutorial.models import mlp, small_cnn
 
 RESULTS = Path(__file__).parent / "results"
 CLASSES = 10
@@ -237,7 +237,7 @@ MARKERS = {"empirical": ("^", "C2"), "exact": ("o", "C0"), "batched": ("X", "C3"
 
 def figure(table: pd.DataFrame) -> plt.Figure:
     """Draw one panel per model: methods against time on a logarithmic axis."""
-    from ewc_tutorial.plots.style import set_style
+    from ewc_tutorial.course.plots.style import set_style
 
     set_style()
     models = list(table["model"].unique())

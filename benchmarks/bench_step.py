@@ -1,6 +1,6 @@
 """Measure a training step with EWC beside a plain one.
 
-    python benchmarks/bench_step.py [--rounds 15] [--steps 40]
+    python -m benchmarks.bench_step [--rounds 15] [--steps 40]
 
 The 784-400-400-10 network, batches of 128, after 1, 10 and 100 consolidated tasks. The package
 keeps one quadratic however many tasks there were; beside it stand its own differentiable penalty,
@@ -23,12 +23,12 @@ import matplotlib.pyplot as plt
 import pandas as pd
 import torch
 import torch.nn.functional as F
-from fisher_rivals import available
-from timing import paired
 from torch import Tensor, nn
 
+from benchmarks.fisher_rivals import available
+from benchmarks.timing import paired
+from ewc_tutorial.course.models import mlp
 from ewc_tutorial.ewc import EWC
-from ewc_tutorial.models import mlp
 
 RESULTS = Path(__file__).parent / "results"
 TASKS = (1, 10, 100)
@@ -186,7 +186,7 @@ def markdown(table: pd.DataFrame, rounds: int) -> str:
 
 def figure(table: pd.DataFrame) -> plt.Figure:
     """Draw the time of a step against the number of tasks, one panel per optimizer."""
-    from ewc_tutorial.plots.style import set_style
+    from ewc_tutorial.course.plots.style import set_style
 
     set_style()
     fig, axes = plt.subplots(1, len(OPTIMIZERS), figsize=(9, 3.6), sharey=True)

@@ -1,7 +1,7 @@
 """How the time of a sweep over λ grows with the number of networks, as a multiple of one run.
 
-    python benchmarks/bench_sweep.py                  # on the CPU, with one thread and with two
-    python benchmarks/bench_sweep.py --device cuda --members 1 16 64 256 1024
+    python -m benchmarks.bench_sweep                  # on the CPU, with one thread and with two
+    python -m benchmarks.bench_sweep --device cuda --members 1 16 64 256 1024
 
 The digits network 64-64-64-10 learns two permuted tasks. Every round measures one run of ``learn``
 right before the sweep of each size, so that what slows the machine slows both; reported are medians
@@ -18,10 +18,11 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from timing import paired
 
-from ewc_tutorial import EWC, learn, mlp, permuted_tasks
-from ewc_tutorial.sweep import lambda_sweep
+from benchmarks.timing import paired
+from ewc_tutorial import EWC
+from ewc_tutorial.course import learn, mlp, permuted_tasks
+from ewc_tutorial.course.sweep import lambda_sweep
 
 RESULTS = Path(__file__).resolve().parent / "results" / "sweep.csv"
 HIDDEN = (64, 64)

@@ -1,39 +1,33 @@
-"""EWC Tutorial: why neural networks forget, and how Elastic Weight Consolidation prevents it.
-
-On a model of your own::
+"""Elastic Weight Consolidation for any PyTorch model.
 
     from ewc_tutorial import EWC
 
     ewc = EWC(model, lam=100)          # before the first task
     ewc.consolidate(old_data)          # after each task
     ewc.proximal_step_(lr)             # while training the next, after optimizer.step()
+
+Three wings. The library, this package itself, needs PyTorch, NumPy and tqdm only:
+
+* ``ewc``: :class:`EWC` and :class:`L2`, what a network remembers of its tasks;
+* ``fisher``: the Fisher information that says what matters, of any model;
+* ``diagnosis``: :func:`diagnose`, what is wrong with a set-up of your own;
+* ``unlearning``: a network that can forget one of its tasks;
+* ``huggingface``: the Trainer, sequences, LoRA (wants the extra ``huggingface``).
+
+``ewc_tutorial.course`` is the classroom behind the notebooks (the extra ``course``), and
+``ewc_tutorial.speech`` a service around a speech recogniser (the extra ``speech``). The library
+imports neither.
 """
+
+from importlib.metadata import PackageNotFoundError, version
 
 from ewc_tutorial.diagnosis import diagnose
 from ewc_tutorial.ewc import EWC, L2
-from ewc_tutorial.exercises import check, reveal
-from ewc_tutorial.fisher import fisher_diagonal
-from ewc_tutorial.lesson import setup
-from ewc_tutorial.models import mlp, small_cnn
-from ewc_tutorial.tasks import Task, permuted_tasks, pick_dataset, rotated_tasks, split_tasks
-from ewc_tutorial.training import History, learn, train
+from ewc_tutorial.fisher import explain_fisher, fisher_diagonal
 
-__all__ = [
-    "EWC",
-    "L2",
-    "History",
-    "Task",
-    "check",
-    "diagnose",
-    "fisher_diagonal",
-    "learn",
-    "mlp",
-    "permuted_tasks",
-    "pick_dataset",
-    "reveal",
-    "rotated_tasks",
-    "setup",
-    "small_cnn",
-    "split_tasks",
-    "train",
-]
+try:
+    __version__ = version("ewc-tutorial")
+except PackageNotFoundError:  # a checkout that is on the path without being installed
+    __version__ = "0+unknown"
+
+__all__ = ["EWC", "L2", "__version__", "diagnose", "explain_fisher", "fisher_diagonal"]

@@ -12,10 +12,11 @@ from torch import nn
 from torch.nn import functional
 from torch.utils.data import DataLoader
 
-from ewc_tutorial import EWC, L2, bugs, diagnose, mlp, small_cnn, train
-from ewc_tutorial.bugs import BUGS, Springs, copied_anchor, mean_of_squares
+from ewc_tutorial import EWC, L2, diagnose
+from ewc_tutorial.course import bugs, mlp, small_cnn, train
+from ewc_tutorial.course.bugs import BUGS, Springs, copied_anchor, mean_of_squares
+from ewc_tutorial.course.tasks import permuted_tasks
 from ewc_tutorial.fisher import fisher_diagonal
-from ewc_tutorial.tasks import permuted_tasks
 
 
 @pytest.fixture(scope="module")

@@ -13,8 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
+from ewc_tutorial.course.models import mlp
 from ewc_tutorial.ewc import EWC, L2, RULES
-from ewc_tutorial.models import mlp
 
 
 def network(seed: int = 0, dtype: torch.dtype = torch.float64) -> nn.Sequential:
@@ -324,7 +324,8 @@ def test_the_state_restores_in_a_fresh_process(tmp_path):
     torch.save({"model": model.state_dict(), "ewc": ewc.state_dict()}, tmp_path / "state.pt")
     script = f"""
 import torch
-from ewc_tutorial import EWC, mlp
+from ewc_tutorial import EWC
+from ewc_tutorial.course import mlp
 state = torch.load({str(tmp_path / "state.pt")!r}, weights_only=True)
 model = mlp(3, [4], 2, activation=torch.nn.Tanh).double()
 model.load_state_dict(state["model"])

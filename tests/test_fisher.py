@@ -11,8 +11,8 @@ from fisher_oracle import assert_fisher_close, batched_fisher, loop_fisher
 from torch import nn
 from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
 
+from ewc_tutorial.course.models import mlp
 from ewc_tutorial.fisher import explain_fisher, fisher_diagonal
-from ewc_tutorial.models import mlp
 
 
 def make_data(n=23, features=6, classes=4, seed=0, dtype=torch.float32):

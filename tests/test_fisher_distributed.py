@@ -10,8 +10,8 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 from fisher_oracle import assert_fisher_close
 
+from ewc_tutorial.course.models import mlp
 from ewc_tutorial.fisher import fisher_diagonal
-from ewc_tutorial.models import mlp
 
 pytestmark = pytest.mark.skipif(not dist.is_available(), reason="needs torch.distributed")
 

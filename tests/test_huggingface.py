@@ -28,15 +28,15 @@ from transformers import (
 
 from ewc_tutorial import EWC
 from ewc_tutorial.fisher import explain_fisher
-from ewc_tutorial.fisher.seeds import Draws
-from ewc_tutorial.integrations.huggingface import (
+from ewc_tutorial.fisher.likelihoods.base import Draws
+from ewc_tutorial.huggingface import (
     CTC,
     LoraEWC,
     consolidate,
     pad_batch,
     sequence_fisher,
 )
-from ewc_tutorial.integrations.huggingface.sequences import _Rows, infer_task
+from ewc_tutorial.huggingface.sequences import _Rows, infer_task
 
 VOCABULARY = 7
 
@@ -393,12 +393,12 @@ import sys
 sys.modules["transformers"] = sys.modules["peft"] = None  # as if they were not installed
 import ewc_tutorial
 try:
-    import ewc_tutorial.integrations.huggingface
+    import ewc_tutorial.huggingface
 except ImportError as error:
     print(error)
 """
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    sentence = "ewc_tutorial.integrations.huggingface needs Transformers: pip install "
+    sentence = "ewc_tutorial.huggingface needs Transformers: pip install "
     assert result.stdout.strip() == sentence + "'ewc-tutorial[huggingface]'", result.stderr
 
 

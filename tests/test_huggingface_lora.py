@@ -21,7 +21,7 @@ from transformers import (
 )
 
 from ewc_tutorial import EWC
-from ewc_tutorial.integrations.huggingface import (
+from ewc_tutorial.huggingface import (
     EWCTrainer,
     LoraEWC,
     consolidate,

@@ -14,8 +14,9 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from ewc_tutorial.fisher import explain_fisher, fisher_diagonal, reducers
-from ewc_tutorial.fisher.layer_rules import Product, Rows
+from ewc_tutorial.fisher import explain_fisher, fisher_diagonal
+from ewc_tutorial.fisher.closed_forms import sums
+from ewc_tutorial.fisher.closed_forms.layers import Product, Rows
 
 CLASSES = 3
 #: Of the generated normalisations. With PyTorch's default, a normalisation over few values is close
@@ -227,7 +228,7 @@ def test_sequence_models(model, n, length, estimator, dtype):
     check(model, x, estimator, dtype, closed=length != n and length != 3)
 
 
-# ---- reducers
+# ---- sums
 
 
 def test_the_orders_of_contraction_agree():
@@ -238,7 +239,7 @@ def test_the_orders_of_contraction_agree():
     whole = [Product(a, lambda g: g)]
     halves = [Product(a[..., :1], lambda g: g), Product(a[..., 1:], lambda g: g)]
     for parts, gradients in ((whole, [g]), (halves, [g[..., :1], g[..., 1:]])):
-        for reducer in (reducers.SquaredProducts(parts, 2), reducers.PositionPairs(parts)):
+        for reducer in (sums.SquaredProducts(parts, 2), sums.PositionPairs(parts)):
             reducer.add(gradients)
             reducer.add([2 * gradient for gradient in gradients])
             torch.testing.assert_close(reducer.result(), 5 * expected)
@@ -247,7 +248,7 @@ def test_the_orders_of_contraction_agree():
 def test_the_cheaper_order_is_chosen():
     def chosen(positions, passes):
         part = Product(torch.zeros(2, 1, 3, positions), lambda g: g)
-        return type(reducers.make_reducer([part], torch.Size([4, 3]), passes, 100)).__name__
+        return type(sums.make_reducer([part], torch.Size([4, 3]), passes, 100)).__name__
 
     assert chosen(positions=1, passes=1) == "SquaredFactors"
     assert chosen(positions=4, passes=9) == "PositionPairs"
@@ -257,9 +258,7 @@ def test_the_cheaper_order_is_chosen():
 def test_an_embedding_never_holds_a_table_per_sample():
     """B × V × d would be 80 GB here."""
     ids = torch.arange(200).reshape(10, 20)
-    reducer = reducers.make_reducer(
-        [Rows(ids, lambda g: g)], torch.Size([1_000_000, 2_000]), 1, 2**18
-    )
+    reducer = sums.make_reducer([Rows(ids, lambda g: g)], torch.Size([1_000_000, 2_000]), 1, 2**18)
     reducer.add([torch.ones(10, 20, 2_000)])
     assert len(reducer._squares) == 200
 

@@ -12,7 +12,7 @@ import yaml
 ROOT = Path(__file__).resolve().parent.parent
 CONDA_NAMES = {"torch": "pytorch", "soundfile": "pysoundfile", "soxr": "soxr-python"}
 #: Installed by `make lab`, beside the dependencies.
-READER_GROUPS = ("huggingface", "speech")
+READER_GROUPS = ("course", "huggingface", "speech")
 
 
 def requirements(group: list[str]) -> dict[str, str]:

@@ -12,11 +12,11 @@ import pytest
 import torch
 from torch import nn
 
+from ewc_tutorial.course.models import mlp
+from ewc_tutorial.course.scenarios import grow_linear
+from ewc_tutorial.course.tasks import split_tasks
+from ewc_tutorial.course.training import train
 from ewc_tutorial.ewc import EWC, L2, RULES
-from ewc_tutorial.models import mlp
-from ewc_tutorial.scenarios import grow_linear
-from ewc_tutorial.tasks import split_tasks
-from ewc_tutorial.training import train
 from ewc_tutorial.unlearning import TaskMemory, records
 
 

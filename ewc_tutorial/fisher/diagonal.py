@@ -22,9 +22,9 @@ from torch import Tensor, nn
 
 from ewc_tutorial.fisher.engine import PROBE_SIZE, Engine
 from ewc_tutorial.fisher.likelihoods import ESTIMATORS, make_likelihood
+from ewc_tutorial.fisher.likelihoods.base import Draws, Likelihood, Seeds
 from ewc_tutorial.fisher.per_sample import run
 from ewc_tutorial.fisher.samples import Batch, Samples, make_samples
-from ewc_tutorial.fisher.seeds import Draws, Likelihood, Seeds
 from ewc_tutorial.fisher.undisturbed import undisturbed
 
 #: The seed of the random numbers when no generator is given.

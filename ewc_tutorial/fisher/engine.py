@@ -23,9 +23,17 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from ewc_tutorial.fisher.capture import Call, Recorder
-from ewc_tutorial.fisher.closed_forms import squares_by_closed_forms
-from ewc_tutorial.fisher.layer_rules import Product
+from ewc_tutorial.fisher.closed_forms.calls import Call, Recorder
+from ewc_tutorial.fisher.closed_forms.graph import (
+    Graph,
+    Use,
+    broadcast_uses,
+    layer_uses,
+    product_uses,
+)
+from ewc_tutorial.fisher.closed_forms.layers import Product
+from ewc_tutorial.fisher.closed_forms.squares import squares_by_closed_forms
+from ewc_tutorial.fisher.likelihoods.base import Seeds
 from ewc_tutorial.fisher.per_sample import (
     Squares,
     outputs_one_by_one,
@@ -33,8 +41,6 @@ from ewc_tutorial.fisher.per_sample import (
     squares_by_loop,
     squares_by_vmap,
 )
-from ewc_tutorial.fisher.seeds import Seeds
-from ewc_tutorial.fisher.uses import Graph, Use, broadcast_uses, layer_uses, product_uses
 
 #: Samples of the probe: three, because mixing samples up or averaging them shows from two on.
 PROBE_SIZE = 3

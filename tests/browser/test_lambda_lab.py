@@ -159,8 +159,8 @@ def test_the_lab_as_a_page_of_voila(page, voila, screenshot, errors):
 
 
 def test_the_lab_as_a_file_without_a_kernel(page, tmp_path, screenshot, errors):
-    from ewc_tutorial.explorer import default_landscape
-    from ewc_tutorial.explorer.page import page as lab_page
+    from ewc_tutorial.course.explorer import default_landscape
+    from ewc_tutorial.course.explorer.page import page as lab_page
 
     file = tmp_path / "lambda_lab.html"
     file.write_text(lab_page(default_landscape()), encoding="utf-8")

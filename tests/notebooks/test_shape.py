@@ -8,7 +8,7 @@ from pathlib import Path
 import nbformat
 import pytest
 
-from ewc_tutorial.exercises import EXERCISES
+from ewc_tutorial.course.exercises import EXERCISES
 
 NOTEBOOKS = sorted((Path(__file__).resolve().parents[2] / "notebooks").glob("*.ipynb"))
 

@@ -22,8 +22,8 @@ def tiny_model(tmp_path_factory) -> Path:
 
     Parallel test processes share it: the first trains, the others wait.
     """
-    from ewc_tutorial.integrations.speech.base import train_tiny
-    from ewc_tutorial.integrations.speech.database import lock_folder
+    from ewc_tutorial.speech.base import train_tiny
+    from ewc_tutorial.speech.database import lock_folder
 
     shared = tmp_path_factory.getbasetemp()
     if shared.name.startswith("popen-"):
@@ -39,7 +39,7 @@ def tiny_model(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="session")
 def old_speech(tmp_path_factory) -> Path:
-    from ewc_tutorial.integrations.speech import synthetic
+    from ewc_tutorial.speech import synthetic
 
     folder = tmp_path_factory.mktemp("old")
     synthetic.write_folder(folder, synthetic.OLD_SPEAKERS, 45, seed=1)
@@ -49,7 +49,7 @@ def old_speech(tmp_path_factory) -> Path:
 @pytest.fixture(scope="session")
 def new_speech(tmp_path_factory) -> list[tuple[Path, str]]:
     """Recordings of the new speaker with their texts."""
-    from ewc_tutorial.integrations.speech import synthetic
+    from ewc_tutorial.speech import synthetic
 
     folder = tmp_path_factory.mktemp("new")
     return synthetic.write_folder(folder, [synthetic.NEW_SPEAKER], 40, seed=2)
@@ -64,7 +64,7 @@ def settings(tiny_model, old_speech) -> dict[str, Any]:
 @pytest.fixture
 def start(tmp_path, settings) -> Iterator[Callable[..., Any]]:
     """Starts servers on the test's own folder; those still running at the end are stopped."""
-    from ewc_tutorial.integrations.speech.service import RunningService
+    from ewc_tutorial.speech.client import RunningService
 
     running = []
 
@@ -82,7 +82,7 @@ def start(tmp_path, settings) -> Iterator[Callable[..., Any]]:
 def service(tmp_path_factory, settings) -> Iterator[Any]:
     """One server for all tests that leave it as usable as before. It has no earlier speech, so no
     request starts a training."""
-    from ewc_tutorial.integrations.speech.service import running_service
+    from ewc_tutorial.speech.client import running_service
 
     empty = {"data": tmp_path_factory.mktemp("data"), "old": tmp_path_factory.mktemp("no_old")}
     with running_service(**(settings | empty)) as running:

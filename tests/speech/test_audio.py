@@ -11,8 +11,8 @@ pytest.importorskip("soundfile", reason="the group 'speech' is not installed")
 
 import soundfile
 
-from ewc_tutorial.integrations.speech import audio
-from ewc_tutorial.integrations.speech.errors import RefusedError
+from ewc_tutorial.speech import audio
+from ewc_tutorial.speech.errors import RefusedError
 
 
 @pytest.mark.parametrize(

@@ -12,10 +12,10 @@ import pytest
 
 pytest.importorskip("soundfile", reason="the group 'speech' is not installed")
 
-from ewc_tutorial.integrations.speech import corrections as module
-from ewc_tutorial.integrations.speech.corrections import Corrections, text_of
-from ewc_tutorial.integrations.speech.database import Database, lock_folder
-from ewc_tutorial.integrations.speech.errors import AlreadyServedError, RefusedError
+from ewc_tutorial.speech import corrections as module
+from ewc_tutorial.speech.corrections import Corrections, text_of
+from ewc_tutorial.speech.database import Database, lock_folder
+from ewc_tutorial.speech.errors import AlreadyServedError, RefusedError
 
 
 def store(folder: Path) -> Corrections:

@@ -9,10 +9,10 @@ import torch
 pytest.importorskip("transformers", reason="the group 'speech' is not installed")
 pytest.importorskip("jiwer", reason="the group 'speech' is not installed")
 
-from ewc_tutorial.integrations.speech import synthetic
-from ewc_tutorial.integrations.speech.errors import RefusedError
-from ewc_tutorial.integrations.speech.learning import Plan, evaluate, learn
-from ewc_tutorial.integrations.speech.recogniser import Recogniser, word_error_rate
+from ewc_tutorial.speech import synthetic
+from ewc_tutorial.speech.errors import RefusedError
+from ewc_tutorial.speech.learning import Plan, evaluate, learn
+from ewc_tutorial.speech.recogniser import Recogniser, word_error_rate
 
 PLAN = Plan(
     lam=100.0, steps=12, learning_rate=2e-3, freeze_encoder=False, checkpoint_every=4,

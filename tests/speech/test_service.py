@@ -241,8 +241,8 @@ def guarded(tmp_path_factory, settings):
     """The application with a token, without a server; no lifespan, so no route gets through."""
     from fastapi.testclient import TestClient
 
-    from ewc_tutorial.integrations.speech.app import create_app
-    from ewc_tutorial.integrations.speech.settings import Settings
+    from ewc_tutorial.speech.app import create_app
+    from ewc_tutorial.speech.settings import Settings
 
     data = tmp_path_factory.mktemp("guarded")
     app = create_app(Settings(data=data, token=TOKEN, **settings))
@@ -275,8 +275,8 @@ def test_with_the_token_the_documents_are_there(guarded):
 def test_without_a_token_other_machines_get_nothing(tmp_path, settings):
     from fastapi.testclient import TestClient
 
-    from ewc_tutorial.integrations.speech.app import create_app
-    from ewc_tutorial.integrations.speech.settings import Settings
+    from ewc_tutorial.speech.app import create_app
+    from ewc_tutorial.speech.settings import Settings
 
     app = create_app(Settings(data=tmp_path, **settings))
     for client, status in ((("192.168.1.7", 5), 403), (("127.0.0.1", 5), 200)):

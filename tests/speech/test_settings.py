@@ -9,7 +9,7 @@ import pytest
 
 pytest.importorskip("pydantic_settings", reason="the group 'speech' is not installed")
 
-from ewc_tutorial.integrations.speech.settings import Settings, is_loopback, read_settings
+from ewc_tutorial.speech.settings import Settings, is_loopback, read_settings
 
 TOKEN = "a-token-of-sixteen-or-more"
 

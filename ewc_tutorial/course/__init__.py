@@ -1,0 +1,52 @@
+"""The classroom: what the notebooks use beside the library.
+
+In the order of the course:
+
+* ``lesson``, ``exercises``: the first cell; ``check`` and ``reveal``;
+* ``tasks``, ``models``, ``training``, ``protocol``: what is learned, by what, how, and fairly;
+* ``reference``: the textbook version of everything that a reader is asked to write;
+* ``bayes`` (01), ``sweep`` and ``explorer`` (05), ``metrics`` (06), ``scenarios`` (07), ``bugs``
+  (08), ``language`` (09), ``study`` (11), ``reproduction`` (12);
+* ``plots``: every figure; ``tables``: runs that were made beforehand; ``publish``: executes the
+  notebooks.
+"""
+
+try:
+    import matplotlib  # noqa: F401
+    import pandas  # noqa: F401
+    import seaborn  # noqa: F401
+    import sklearn  # noqa: F401
+except ImportError as error:
+    raise ImportError(
+        f"ewc_tutorial.course needs {error.name}: pip install 'ewc-tutorial[course]'"
+    ) from error
+
+from ewc_tutorial.course.exercises import check, reveal
+from ewc_tutorial.course.lesson import setup
+from ewc_tutorial.course.models import mlp, small_cnn
+from ewc_tutorial.course.protocol import PROTOCOL
+from ewc_tutorial.course.tasks import (
+    Task,
+    permuted_tasks,
+    pick_dataset,
+    rotated_tasks,
+    split_tasks,
+)
+from ewc_tutorial.course.training import History, learn, train
+
+__all__ = [
+    "PROTOCOL",
+    "History",
+    "Task",
+    "check",
+    "learn",
+    "mlp",
+    "permuted_tasks",
+    "pick_dataset",
+    "reveal",
+    "rotated_tasks",
+    "setup",
+    "small_cnn",
+    "split_tasks",
+    "train",
+]

@@ -1,0 +1,228 @@
+"""Exercises of notebook 01."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ewc_tutorial.course import reference
+from ewc_tutorial.course.exercises.core import Exercise
+
+
+def _numbers(seed: int) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def _randn(*shape: int, seed: int) -> Tensor:
+    return torch.randn(*shape, generator=_numbers(seed), dtype=torch.float64)
+
+
+# --- KL between two Gaussians -----------------------------------------------------------------
+
+
+def _gaussian_pairs() -> list[tuple[Any, ...]]:
+    cases = []
+    for D, seed in ((1, 1), (2, 2), (3, 3)):
+        roots = _randn(2, D, D, seed=seed)
+        eye = torch.eye(D, dtype=torch.float64)
+        P, Q = roots @ roots.mT + eye * torch.tensor([0.5, 2.0])[:, None, None]
+        means = _randn(2, D, seed=seed + 10)
+        cases.append((means[0], P, means[1], Q))
+    return cases
+
+
+def _terms(m_p: Tensor, P: Tensor, m_q: Tensor, Q: Tensor) -> tuple[Tensor, Tensor, Tensor, int]:
+    gap = m_q - m_p
+    trace = torch.trace(Q @ torch.linalg.inv(P))
+    return trace, gap @ Q @ gap, torch.logdet(P) - torch.logdet(Q), len(gap)
+
+
+def _kl_without_half(m_p: Tensor, P: Tensor, m_q: Tensor, Q: Tensor) -> Tensor:
+    trace, distance, log_volumes, D = _terms(m_p, P, m_q, Q)
+    return trace - D + distance + log_volumes
+
+
+def _kl_without_dimension(m_p: Tensor, P: Tensor, m_q: Tensor, Q: Tensor) -> Tensor:
+    trace, distance, log_volumes, _ = _terms(m_p, P, m_q, Q)
+    return (trace + distance + log_volumes) / 2
+
+
+def _kl_with_flipped_volumes(m_p: Tensor, P: Tensor, m_q: Tensor, Q: Tensor) -> Tensor:
+    trace, distance, log_volumes, D = _terms(m_p, P, m_q, Q)
+    return (trace - D + distance - log_volumes) / 2
+
+
+def _kl_in_metric_of_p(m_p: Tensor, P: Tensor, m_q: Tensor, Q: Tensor) -> Tensor:
+    trace, _, log_volumes, D = _terms(m_p, P, m_q, Q)
+    gap = m_q - m_p
+    return (trace - D + gap @ P @ gap + log_volumes) / 2
+
+
+def _kl_of_covariances(m_p: Tensor, P: Tensor, m_q: Tensor, Q: Tensor) -> Tensor:
+    return reference.gaussian_kl(m_p, torch.linalg.inv(P), m_q, torch.linalg.inv(Q))
+
+
+# --- The precision of a Laplace approximation -------------------------------------------------
+
+
+def _posteriors() -> list[tuple[Any, ...]]:
+    return [
+        (_randn(D, seed=seed), 1.5 * _randn(N, D, seed=seed + 10), tau)
+        for D, N, tau, seed in ((2, 7, 0.25, 4), (2, 20, 2.0, 5), (3, 5, 0.5, 6))
+    ]
+
+
+def _data_part(theta: Tensor, x: Tensor) -> Tensor:
+    return reference.laplace_precision(theta, x, 0.0)
+
+
+def _eye(theta: Tensor) -> Tensor:
+    return torch.eye(len(theta), dtype=theta.dtype)
+
+
+def _precision_of_mean(theta: Tensor, x: Tensor, tau: float) -> Tensor:
+    return _data_part(theta, x) / len(x) + tau * _eye(theta)
+
+
+def _precision_with_variance(theta: Tensor, x: Tensor, tau: float) -> Tensor:
+    return _data_part(theta, x) + _eye(theta) / tau
+
+
+def _precision_with_prior_per_sample(theta: Tensor, x: Tensor, tau: float) -> Tensor:
+    return _data_part(theta, x) + len(x) * tau * _eye(theta)
+
+
+def _precision_inverted(theta: Tensor, x: Tensor, tau: float) -> Tensor:
+    return torch.linalg.inv(reference.laplace_precision(theta, x, tau))
+
+
+def _precision_unweighted(theta: Tensor, x: Tensor, tau: float) -> Tensor:
+    return x.mT @ x + tau * _eye(theta)
+
+
+def _precision_with_p(theta: Tensor, x: Tensor, tau: float) -> Tensor:
+    p = torch.sigmoid(x @ theta)
+    return x.mT @ (p[:, None] * x) + tau * _eye(theta)
+
+
+def _precision_diagonal(theta: Tensor, x: Tensor, tau: float) -> Tensor:
+    return reference.laplace_precision(theta, x, tau).diag()
+
+
+# --- The diagonal Fisher information ----------------------------------------------------------
+
+
+def _logistic_data() -> list[tuple[Any, ...]]:
+    cases = []
+    for D, N, seed in ((2, 8, 7), (2, 30, 8), (4, 11, 9)):
+        theta, x = _randn(D, seed=seed), _randn(N, D, seed=seed + 10)
+        y = (torch.rand(N, generator=_numbers(seed + 20), dtype=torch.float64) < 0.5).double()
+        cases.append((theta, x, y))
+    return cases
+
+
+def _fisher_summed(theta: Tensor, x: Tensor, y: Tensor) -> Tensor:
+    return len(x) * reference.logistic_fisher(theta, x, y)
+
+
+def _scores(theta: Tensor, x: Tensor, y: Tensor) -> Tensor:
+    return (y - torch.sigmoid(x @ theta))[:, None] * x
+
+
+def _fisher_empirical(theta: Tensor, x: Tensor, y: Tensor) -> Tensor:
+    return _scores(theta, x, y).square().mean(0)
+
+
+def _fisher_empirical_summed(theta: Tensor, x: Tensor, y: Tensor) -> Tensor:
+    return _scores(theta, x, y).square().sum(0)
+
+
+def _fisher_batched(theta: Tensor, x: Tensor, y: Tensor) -> Tensor:
+    return _scores(theta, x, y).mean(0).square()
+
+
+def _fisher_argmax(theta: Tensor, x: Tensor, y: Tensor) -> Tensor:
+    return _scores(theta, x, (x @ theta > 0).to(x)).square().mean(0)
+
+
+def _fisher_linear_in_x(theta: Tensor, x: Tensor, y: Tensor) -> Tensor:
+    p = torch.sigmoid(x @ theta)
+    return ((p * (1 - p))[:, None] * x).mean(0)
+
+
+def _fisher_matrix(theta: Tensor, x: Tensor, y: Tensor) -> Tensor:
+    return _data_part(theta, x) / len(x)
+
+
+EXERCISES: dict[str, Exercise] = {
+    "gaussian_kl": Exercise(
+        answer=reference.gaussian_kl,
+        cases=_gaussian_pairs,
+        mistakes={
+            "This is KL(q ‖ p): p and q have changed places. The expectation is taken under p.": (
+                lambda m_p, P, m_q, Q: reference.gaussian_kl(m_q, Q, m_p, P)
+            ),
+            "This is twice the KL: the factor ½ is missing.": _kl_without_half,
+            "The − D is missing: this KL of a Gaussian to itself would be D/2, not zero.": (
+                _kl_without_dimension
+            ),
+            "The log-determinants have the wrong sign. The narrower p is, the larger log det P "
+            "and the KL.": _kl_with_flipped_volumes,
+            "The distance between the means is measured with P. It is q that is surprised, so it "
+            "takes Q.": _kl_in_metric_of_p,
+            "You took precisions for covariances: the one is the inverse of the other.": (
+                _kl_of_covariances
+            ),
+        },
+    ),
+    "laplace_precision": Exercise(
+        answer=reference.laplace_precision,
+        cases=_posteriors,
+        mistakes={
+            "The data's part is a mean over the samples. A posterior multiplies likelihoods, so "
+            "its precision needs the sum: N times as much.": _precision_of_mean,
+            "The prior is missing: its precision τ belongs on the diagonal.": (
+                lambda theta, x, tau: _data_part(theta, x)
+            ),
+            "τ is the prior's precision already; you added 1/τ, its variance.": (
+                _precision_with_variance
+            ),
+            "The prior is counted once per sample. It enters the posterior once.": (
+                _precision_with_prior_per_sample
+            ),
+            "This is the covariance, the inverse of the precision.": _precision_inverted,
+            "The weights p(1 − p) are missing: this is the Hessian of a linear regression.": (
+                _precision_unweighted
+            ),
+            "The weights are p, not p(1 − p): a sample that the model is sure about, either way, "
+            "has no curvature.": _precision_with_p,
+            "This is the diagonal alone; the question was for the whole matrix.": (
+                _precision_diagonal
+            ),
+        },
+    ),
+    "logistic_fisher": Exercise(
+        answer=reference.logistic_fisher,
+        cases=_logistic_data,
+        mistakes={
+            "This is the sum over the samples. In this course F is their mean; N_A goes into λ.": (
+                _fisher_summed
+            ),
+            "You took the residual y − p at the data's labels: that is the empirical Fisher. The "
+            "Fisher information takes the expectation over the model's own labels, which turns "
+            "(y − p)² into p(1 − p).": _fisher_empirical,
+            "Two slips: the labels are the data's (the empirical Fisher), and the samples are "
+            "summed, not averaged.": _fisher_empirical_summed,
+            "You averaged the gradients first and squared then. Near an optimum they cancel, and "
+            "almost nothing is left: square each sample's score before the mean.": _fisher_batched,
+            "You took the label that the model finds likeliest, not the expectation over both.": (
+                _fisher_argmax
+            ),
+            "x enters once, not squared: the score is (label − p) x, and the whole of it is "
+            "squared.": _fisher_linear_in_x,
+            "This is the whole matrix; the question was for its diagonal.": _fisher_matrix,
+        },
+    ),
+}

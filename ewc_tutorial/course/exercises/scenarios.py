@@ -1,0 +1,151 @@
+"""Exercises of notebook 07, Three scenarios."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ewc_tutorial.course import reference
+from ewc_tutorial.course.exercises.core import Exercise
+
+
+def _masks() -> list[tuple[Tensor, Tensor]]:
+    """Return logits with masks of one, two, three and all classes; some logits are large."""
+    generator = torch.Generator().manual_seed(0)
+
+    def draw(n: int, classes: int) -> Tensor:
+        return 3 * torch.randn(n, classes, generator=generator, dtype=torch.float64)
+
+    masks = ([0, 1, 0, 1, 1], [1, 1, 0, 0, 0, 0], [1, 1, 1], [0, 0, 1, 0])
+    active = [torch.tensor(mask, dtype=torch.bool) for mask in masks]
+    return [(draw(4, len(mask)), mask) for mask in active]
+
+
+def _answers() -> list[tuple[Tensor, Tensor, int]]:
+    """Return logits and labels of tasks of two and of three classes."""
+    generator = torch.Generator().manual_seed(3)
+
+    def draw(n: int, classes: int, per_task: int) -> tuple[Tensor, Tensor, int]:
+        y = torch.randint(classes, (n,), generator=generator)
+        logits = torch.randn(n, classes, generator=generator)
+        logits[torch.arange(n), y] += 1.5
+        return logits, y, per_task
+
+    return [draw(40, 10, 2), draw(50, 6, 3), draw(30, 6, 2)]
+
+
+def _heads() -> list[tuple[Tensor, Tensor, Tensor]]:
+    """Return weights, Fisher information and fresh rows of heads."""
+    generator = torch.Generator().manual_seed(4)
+    cases = []
+    for classes, features, new in ((2, 3, 2), (4, 5, 2), (3, 2, 1)):
+        weight = torch.randn(classes, features, generator=generator)
+        fisher = torch.rand(classes, features, generator=generator)
+        cases.append((weight, fisher, torch.randn(new, features, generator=generator)))
+    return cases
+
+
+def _three(task_logits, domain_logits=None, swap: bool = False):
+    """Return a wrong ``three_accuracies`` whose logits for two of the questions are others."""
+
+    def wrong(logits: Tensor, y: Tensor, k: int) -> tuple[float, float, float]:
+        task, domain, every = reference.three_accuracies(logits, y, k)
+        own = (torch.arange(logits.shape[1]) // k) == (y // k)[:, None]
+        inside = logits.masked_fill(~own, -torch.inf).argmax(1)
+        if task_logits == "answered":
+            task = ((logits.argmax(1) // k) == (y // k)).double().mean().item()
+        elif task_logits == "first":
+            task = (logits[:, :k].argmax(1) == y % k).double().mean().item()
+        if domain_logits == "masked":
+            domain = (inside % k == y % k).double().mean().item()
+        elif domain_logits == "task":
+            domain = (logits.argmax(1) // k == y // k).double().mean().item()
+        return (every, domain, task) if swap else (task, domain, every)
+
+    return wrong
+
+
+EXERCISES: dict[str, Exercise] = {
+    "masked_log_probs": Exercise(
+        answer=reference.masked_log_probs,
+        cases=_masks,
+        mistakes={
+            "The softmax runs over all classes, and you pick the active ones afterwards: what is "
+            "left does not sum to one. Pick first, then normalise.": (
+                lambda logits, active: logits.log_softmax(1)[:, active]
+            ),
+            "Multiplying by the mask makes the other logits zero, not absent: exp(0) = 1 still "
+            "takes its share of the probability.": (
+                lambda logits, active: (logits * active).log_softmax(1)[:, active]
+            ),
+            "Those are the probabilities. Return their logarithm.": (
+                lambda logits, active: logits[:, active].softmax(1)
+            ),
+            "The normalisation is missing: subtract the logarithm of the sum of exponentials.": (
+                lambda logits, active: logits[:, active]
+            ),
+            "That normalises over the samples. Each sample's probabilities sum to one: dimension "
+            "1.": lambda logits, active: logits[:, active].log_softmax(0),
+        },
+    ),
+    "three_accuracies": Exercise(
+        answer=reference.three_accuracies,
+        cases=_answers,
+        mistakes={
+            "The first number says how often the *task* is recognised. Task-incremental means "
+            "that the task is given: compare only the logits of the sample's own task.": (
+                _three("answered")
+            ),
+            "You take the first task's logits for every sample. Each sample has its own task: "
+            "label // per_task.": _three("first"),
+            "Your second number uses the task of the sample, so it is the first number again. In "
+            "the domain-incremental scenario the task is not known: take the largest of all "
+            "logits, and then its place within its task.": _three("", "masked"),
+            "Your second number says how often the task is right. The question is the place "
+            "within the task: label % per_task.": _three("", "task"),
+            "The order is turned round: task, domain, class.": _three("", swap=True),
+        },
+    ),
+    "grow_head": Exercise(
+        answer=reference.grow_head,
+        cases=_heads,
+        mistakes={
+            "The new rows come first, so every old class has got a new number. Put them below.": (
+                lambda weight, fisher, fresh: (
+                    torch.cat([fresh, weight]),
+                    torch.cat([torch.zeros_like(fresh), fisher]),
+                )
+            ),
+            "The new rows have a spring of stiffness one: that holds them at their random first "
+            "values. No earlier task has used them: zero.": (
+                lambda weight, fisher, fresh: (
+                    torch.cat([weight, fresh]),
+                    torch.cat([fisher, torch.ones_like(fresh)]),
+                )
+            ),
+            "The new rows have got the mean Fisher information of the old ones. No earlier task "
+            "has used them: zero.": (
+                lambda weight, fisher, fresh: (
+                    torch.cat([weight, fresh]),
+                    torch.cat([fisher, fisher.mean(0).expand_as(fresh)]),
+                )
+            ),
+            "The Fisher information of the old rows is gone, so nothing protects the old classes. "
+            "Only the new rows get zeros.": (
+                lambda weight, fisher, fresh: (
+                    torch.cat([weight, fresh]),
+                    torch.zeros(len(weight) + len(fresh), weight.shape[1]),
+                )
+            ),
+            "The head is grown, but its Fisher information is not: the two no longer fit.": (
+                lambda weight, fisher, fresh: (torch.cat([weight, fresh]), fisher)
+            ),
+            "The old rows of the head are lost: a new layer must take over the old values.": (
+                lambda weight, fisher, fresh: (
+                    torch.cat([torch.zeros_like(weight), fresh]),
+                    torch.cat([fisher, torch.zeros_like(fresh)]),
+                )
+            ),
+        },
+    ),
+}

@@ -1,0 +1,25 @@
+"""Sliders, and the λ lab. A static figure stands beside each, for pages without a kernel.
+
+* ``slider``: a slider under any figure;
+* ``lab``: the λ lab with its controls;
+* ``chart``, ``words``: what it shows of a sweep, as linked views and in sentences;
+* ``widget``, ``page``: the chart in a notebook, and as a page of its own.
+"""
+
+from ewc_tutorial.course.explorer.lab import (
+    LAMBDAS,
+    LambdaExplorer,
+    LambdaLab,
+    default_landscape,
+    lambda_lab,
+)
+from ewc_tutorial.course.explorer.slider import figure_slider
+
+__all__ = [
+    "LAMBDAS",
+    "LambdaExplorer",
+    "LambdaLab",
+    "default_landscape",
+    "figure_slider",
+    "lambda_lab",
+]

@@ -1,0 +1,167 @@
+"""Figures of notebook 09: a language model that learns one list of facts after another."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import matplotlib.pyplot as plt
+import numpy as np
+from matplotlib.axes import Axes
+from numpy.typing import ArrayLike
+
+from ewc_tutorial.course.plots.style import METHOD_STYLE, axes_or_new, standard_error
+
+#: Methods that only this notebook has; the others look as everywhere in the course.
+_LOOKS: dict[str, dict[str, Any]] = {
+    **METHOD_STYLE,
+    "average": {"color": "C4", "linestyle": (0, (5, 1, 1, 1)), "label": "EWC, mean of Fishers"},
+    "source": {"color": "C3", "linestyle": ":", "label": "published program"},
+    "LoRA": {"color": "C5", "linestyle": "--", "label": "LoRA"},
+    "LoRA + EWC on A and B": {"color": "C1", "linestyle": "-."},
+    "LoRA + EWC on the weights": {"color": "C9", "linestyle": "-"},
+}
+_MARKERS = {
+    "plain": "s",
+    "EWC": "o",
+    "average": "^",
+    "source": "X",
+    "LoRA": "P",
+    "LoRA + EWC on A and B": "v",
+    "LoRA + EWC on the weights": "D",
+    "joint": "*",
+}
+
+
+def perplexity_over_time(
+    runs: Mapping[str, Mapping[str, Sequence[float]]],
+    boundaries: Sequence[int],
+    unseen: float | None = None,
+    axes: Sequence[Axes] | None = None,
+) -> Sequence[Axes]:
+    """Draw the perplexity of each instance over the training of all, one panel per instance.
+
+    Args:
+        runs: method → ``step`` and, per instance, the perplexity at these steps.
+        boundaries: the steps at which the next instance begins.
+        unseen: the perplexity of an instance of which the model has seen nothing but the form.
+        axes: one per instance.
+    """
+    names = [name for name in next(iter(runs.values())) if name != "step"]
+    if axes is None:
+        width = 3.3 * len(names)
+        axes = plt.subplots(1, len(names), figsize=(width, 3.4), sharey=True)[1]
+    for i, (name, ax) in enumerate(zip(names, axes, strict=True)):
+        for method, run in runs.items():
+            ax.plot(run["step"], run[name], **_look(method))
+        for step in boundaries:
+            ax.axvline(step, color="0.6", linewidth=0.8)
+        if unseen is not None:
+            ax.axhline(unseen, color="0.3", linewidth=0.9, linestyle=":")
+        edges = [0, *boundaries, next(iter(runs.values()))["step"][-1]]
+        ax.axvspan(edges[i], edges[i + 1], color="C8", alpha=0.15, linewidth=0)
+        ax.set(title=f"instance {name}", xlabel="optimizer steps", yscale="log", ylim=(1, 40))
+        ax.set_yticks([1, 2, 5, 10, 30], labels=["1", "2", "5", "10", "30"])
+        ax.minorticks_off()
+    axes[0].set_ylabel("perplexity per character")
+    axes[-1].legend(fontsize="small", loc="lower left")
+    return axes
+
+
+def perplexity_by_stage(
+    methods: Mapping[str, ArrayLike], names: Sequence[str], axes: Sequence[Axes] | None = None
+) -> Sequence[Axes]:
+    """Draw the perplexity of each instance after each stage, one panel per instance.
+
+    Args:
+        methods: method → (instances, stages).
+        names: of the instances, which are learned in this order.
+        axes: one per instance.
+    """
+    if axes is None:
+        figsize = (3.3 * len(names), 3.9)
+        axes = plt.subplots(1, len(names), figsize=figsize, sharey=True)[1]
+    for i, (name, ax) in enumerate(zip(names, axes, strict=True)):
+        for method, values in methods.items():
+            ax.plot(np.asarray(values)[i], marker=_MARKERS.get(method, "o"), **_look(method))
+        ax.axvspan(i - 0.2, i + 0.2, color="C8", alpha=0.15, linewidth=0)
+        ax.set(title=f"instance {name}", xlabel="after", yscale="log", ylim=(1.15, 7))
+        ax.set_xticks(range(len(names)), names)
+        ax.set_yticks([1.25, 1.5, 2, 3, 4, 5], labels=["1.25", "1.5", "2", "3", "4", "5"])
+        ax.minorticks_off()
+    axes[0].set_ylabel("perplexity per character")
+    axes[-1].legend(fontsize="small", loc="upper left", bbox_to_anchor=(1.01, 1.0))
+    return axes
+
+
+def protection(
+    points: Mapping[str, tuple[ArrayLike, ArrayLike, Sequence[float]]], ax: Axes | None = None
+) -> Axes:
+    """Draw what is kept against what is learned: one curve over λ per method, lower left is best.
+
+    Args:
+        points: method → (perplexity of the last instance, of the earlier ones, λ); the first two
+            have shape (seeds, λ). Crosses show ± 1 standard error.
+    """
+    ax = axes_or_new(ax, (7.2, 4.4))
+    named: list[tuple[float, float]] = []
+    for method, (new, old, lams) in points.items():
+        new, old = np.atleast_2d(np.asarray(new)), np.atleast_2d(np.asarray(old))
+        look = _look(method)
+        one = len(lams) == 1
+        ax.errorbar(
+            new.mean(0),
+            old.mean(0),
+            xerr=standard_error(new),
+            yerr=standard_error(old),
+            marker=_MARKERS.get(method, "o"),
+            markersize=9 if one else 6,
+            elinewidth=0.8,
+            **(look | ({"linestyle": "none"} if one else {})),
+        )
+        for x, y, lam in zip(new.mean(0), old.mean(0), lams, strict=True):
+            # Where curves meet, one number is enough.
+            near = any(np.hypot(np.log(x / u), np.log(y / v)) < 0.06 for u, v in named)
+            if not one and not near:
+                named.append((x, y))
+                text = f"{lam:,g}" if lam < 1 else f"{lam:,.0f}"
+                place = {"xytext": (6, 4), "textcoords": "offset points"}
+                ax.annotate(text, (x, y), **place, fontsize="x-small", color=look["color"])
+    ax.set(
+        xscale="log",
+        yscale="log",
+        xlabel="perplexity of the newest instance",
+        ylabel="perplexity of the earlier instances",
+    )
+    for axis in (ax.xaxis, ax.yaxis):
+        axis.set_major_locator(plt.FixedLocator([1.25, 1.5, 2, 3, 4, 5]))
+        axis.set_major_formatter(plt.FuncFormatter(lambda value, _: f"{value:g}"))
+        axis.set_minor_locator(plt.NullLocator())
+    ax.legend(fontsize="small", loc="upper left", bbox_to_anchor=(1.01, 1.0))
+    return ax
+
+
+def factor_by_batch(
+    sizes: Sequence[int], measured: ArrayLike, predicted: ArrayLike, ax: Axes | None = None
+) -> Axes:
+    """Draw by how much a squared batch mean of token means is smaller than the Fisher information.
+
+    Args:
+        sizes: batch sizes b.
+        measured: total of F over the total of the squared batch means, per size.
+        predicted: b T², per size.
+    """
+    ax = axes_or_new(ax, (5.6, 3.4))
+    ax.plot(sizes, predicted, color="0.4", linestyle="--", label="b T²")
+    ax.plot(sizes, measured, color="C3", marker="X", linestyle="none", label="measured")
+    ax.set(xscale="log", yscale="log", xlabel="batch size b (sentences)")
+    ax.set_xticks(list(sizes), labels=[str(size) for size in sizes])
+    ax.set_yticks([300, 1000, 3000], labels=["300", "1,000", "3,000"])
+    ax.minorticks_off()
+    ax.set_ylabel("F / squared batch mean")
+    ax.legend()
+    return ax
+
+
+def _look(method: str) -> dict[str, Any]:
+    return {"label": method} | _LOOKS.get(method, {})

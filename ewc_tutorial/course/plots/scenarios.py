@@ -1,0 +1,162 @@
+"""Figures of notebook 07: three scenarios, and where the class-incremental one goes wrong."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import matplotlib.pyplot as plt
+import numpy as np
+import seaborn as sns
+from matplotlib.axes import Axes
+from matplotlib.colors import LinearSegmentedColormap
+from numpy.typing import ArrayLike
+
+from ewc_tutorial.course.plots.style import METHOD_STYLE, axes_or_new, line_looks, standard_error
+
+_MARKERS = {"plain": "s", "EWC": "o", "joint": "D"}
+
+
+def scenario_dots(
+    ours: Mapping[str, Mapping[str, ArrayLike]],
+    published: Mapping[str, Mapping[str, float]],
+    axes: Sequence[Axes] | None = None,
+) -> Sequence[Axes]:
+    """Draw the final accuracy per scenario and method: ours on the left, published on the right.
+
+    Args:
+        ours: scenario → method → accuracies in [0, 1], one per seed; every seed is a small dot,
+            the mean a large marker with its number.
+        published: scenario → method → accuracy in [0, 1].
+        axes: two.
+    """
+    if axes is None:
+        axes = plt.subplots(1, 2, figsize=(9.5, 3.9), sharey=True)[1]
+    for ax, table in zip(axes, (ours, published), strict=True):
+        for column, scenario in enumerate(table):
+            for offset, (method, values) in zip(
+                (-0.24, 0, 0.24), table[scenario].items(), strict=False
+            ):
+                values = np.atleast_1d(np.asarray(values, dtype=float))
+                x, look = column + offset, METHOD_STYLE[method]
+                if len(values) > 1:
+                    ax.plot(np.full(len(values), x), values, ".", color=look["color"], alpha=0.5)
+                ax.plot(
+                    x,
+                    values.mean(),
+                    _MARKERS[method],
+                    color=look["color"],
+                    markersize=9,
+                    markeredgecolor="white",
+                    label=look["label"] if column == 0 else None,
+                )
+                ax.annotate(
+                    f"{100 * values.mean():.0f}",
+                    (x, values.mean()),
+                    xytext=(0, 9),
+                    textcoords="offset points",
+                    ha="center",
+                    fontsize="small",
+                )
+        ax.set(xticks=range(len(table)), xlim=(-0.5, len(table) - 0.5), ylim=(0, 1.12))
+        ax.set_xticklabels(table)
+        ax.set_yticks(np.linspace(0, 1, 6))
+        ax.set_xlabel("scenario (-incremental)")
+        ax.grid(visible=False, axis="x")
+    axes[0].set_ylabel("mean accuracy on all five tasks")
+    axes[0].set_title("here: 8×8 digits")
+    axes[1].set_title("published: Split MNIST")
+    axes[0].legend(loc="lower left", fontsize="small")
+    return axes
+
+
+def logit_paths(
+    steps: ArrayLike,
+    logits: Mapping[str, ArrayLike],
+    ax: Axes | None = None,
+    title: str = "",
+) -> Axes:
+    """Draw mean logits against training steps, one line per group of classes.
+
+    Args:
+        steps: ``(E,)`` training steps.
+        logits: what the line is called → ``(E,)``.
+        ax: where to draw.
+        title: above the axes.
+    """
+    ax = axes_or_new(ax, (5.0, 3.4))
+    looks = line_looks("C0", "C1", "C2", "C4")
+    every = max(1, len(np.asarray(steps)) // 8)
+    for (name, values), look in zip(logits.items(), looks, strict=False):
+        ax.plot(steps, values, markevery=every, label=name, **look)
+    ax.set(xlabel="steps on the new task", ylabel="mean of the largest logit", title=title)
+    ax.legend(title="among the classes", fontsize="small", loc="best")
+    return ax
+
+
+def answered_tasks(
+    confusion: ArrayLike,
+    tasks: Sequence[str],
+    ax: Axes | None = None,
+    title: str = "",
+    numbers: bool = True,
+) -> Axes:
+    """Draw how often the images of each task are given to a class of each task ``(T, T)``."""
+    confusion = np.asarray(confusion, dtype=float)
+    ax = axes_or_new(ax, (3.6, 3.4))
+    sns.heatmap(
+        confusion,
+        vmin=0,
+        vmax=1,
+        cmap=LinearSegmentedColormap.from_list("share", ["white", "C0"]),
+        annot=[[f"{100 * v:.0f}" if v >= 0.005 else "" for v in row] for row in confusion]
+        if numbers
+        else False,
+        fmt="",
+        annot_kws={"fontsize": "small"},
+        cbar=False,
+        square=True,
+        linewidths=0.5,
+        linecolor="0.9",
+        xticklabels=tasks,
+        yticklabels=tasks,
+        ax=ax,
+    )
+    ax.set(xlabel="the answer is one of", ylabel="images of", title=title)
+    ax.tick_params(axis="x", rotation=0)
+    ax.tick_params(axis="y", rotation=0)
+    return ax
+
+
+def recovery(
+    shares: Mapping[str, Mapping[str, ArrayLike]],
+    ax: Axes | None = None,
+    joint: float | None = None,
+) -> Axes:
+    """Draw accuracies of networks after repairs of growing size, one row of dots per repair.
+
+    Args:
+        shares: network → repair → accuracies in [0, 1], one per seed.
+        ax: where to draw.
+        joint: accuracy of joint training, as a vertical line.
+    """
+    ax = axes_or_new(ax, (7.5, 3.0))
+    repairs = list(next(iter(shares.values())))
+    looks = zip(["C7", "C0", "C4", "C1"], "soD^", strict=True)
+    for shift, (name, row), (color, marker) in zip(
+        np.linspace(-0.2, 0.2, len(shares)), shares.items(), looks, strict=False
+    ):
+        values = [np.asarray(row[repair], dtype=float) for repair in repairs]
+        y = np.arange(len(repairs)) + shift
+        error = [standard_error(v) or 0.0 for v in values]
+        ax.errorbar(
+            [v.mean() for v in values], y, xerr=error, fmt=marker, color=color, label=name,
+            markersize=7, capsize=3,
+        )  # fmt: skip
+    if joint is not None:
+        ax.axvline(joint, color="C2", ls=":", label="joint training")
+    ax.set(yticks=range(len(repairs)), xlim=(0, 1.02), xlabel="accuracy among all ten digits")
+    ax.set_yticklabels(repairs)
+    ax.invert_yaxis()
+    ax.grid(visible=False, axis="y")
+    ax.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), fontsize="small")
+    return ax

@@ -1,0 +1,236 @@
+"""Figures of notebook 11: forgetting on purpose."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import matplotlib.pyplot as plt
+import numpy as np
+from matplotlib.axes import Axes
+from numpy.typing import ArrayLike
+
+from ewc_tutorial.course.plots.style import axes_or_new, line_looks, standard_error
+
+#: Colours of lines, that of the forgotten task first.
+_FORGOTTEN_FIRST = ("C3", "C0", "C4", "C1")
+
+#: A network keeps its colour, marker and line in all figures of the notebook.
+NETWORK_STYLE: dict[str, dict[str, Any]] = {
+    "learned": {"color": "C7", "marker": "s", "linestyle": "--", "label": "before"},
+    "subtracted": {"color": "C3", "marker": "o", "linestyle": "-", "label": "update subtracted"},
+    "repaired": {"color": "C0", "marker": "^", "linestyle": "-.", "label": "… and repaired"},
+    "retrained": {"color": "C2", "marker": "D", "linestyle": ":", "label": "retrained without it"},
+    "other batches": {
+        "color": "C2",
+        "marker": "D",
+        "linestyle": ":",
+        "label": "retrained, other batches",
+    },
+    "other weights": {
+        "color": "C4",
+        "marker": "X",
+        "linestyle": (0, (5, 1, 1, 1)),
+        "label": "retrained, other first weights",
+    },
+    "from scratch": {
+        "color": "C1",
+        "marker": "v",
+        "linestyle": (0, (1, 3)),
+        "label": "untrained, same repair",
+    },
+}
+
+
+def before_and_after(
+    positions: Sequence[str],
+    accuracies: Mapping[str, Mapping[str, ArrayLike]],
+    axes: Sequence[Axes] | None = None,
+) -> Sequence[Axes]:
+    """Draw the accuracy on the forgotten task (left) and on the kept ones (right).
+
+    Args:
+        positions: what the forgotten task is called, one tick each.
+        accuracies: network (a key of ``NETWORK_STYLE``) → ``"forgotten"`` and ``"kept"`` → one
+            accuracy per position.
+        axes: two.
+    """
+    if axes is None:
+        axes = plt.subplots(1, 2, figsize=(9.5, 3.6), sharey=True)[1]
+    for ax, part in zip(axes, ("forgotten", "kept"), strict=True):
+        for shift, (network, values) in zip(
+            np.linspace(-0.22, 0.22, len(accuracies)), accuracies.items(), strict=True
+        ):
+            look = {k: v for k, v in NETWORK_STYLE[network].items() if k != "linestyle"}
+            x = np.arange(len(positions)) + shift
+            ax.plot(x, values[part], linestyle="none", markersize=8, **look)
+            for at, value in zip(x, values[part], strict=True):
+                ax.annotate(
+                    f"{100 * value:.0f}",
+                    (at, value),
+                    xytext=(0, 7),
+                    textcoords="offset points",
+                    ha="center",
+                    fontsize="x-small",
+                )
+        ax.set(xlim=(-0.5, len(positions) - 0.5), ylim=(0, 1.12), xlabel="forgotten task")
+        ax.set_xticks(range(len(positions)), positions)
+        ax.grid(visible=False, axis="x")
+    axes[0].set(ylabel="test accuracy", title="on the forgotten task")
+    axes[1].set_title("mean over the kept tasks")
+    axes[0].axhline(0.1, color="0.4", lw=1)
+    axes[0].annotate("guessing", (0.5, 0.11), ha="center", fontsize="x-small", color="0.3")
+    axes[1].legend(loc="lower right", fontsize="small")
+    return axes
+
+
+def bowl_paths(
+    x: ArrayLike,
+    y: ArrayLike,
+    loss: ArrayLike,
+    paths: Mapping[str, ArrayLike],
+    points: Mapping[str, ArrayLike],
+    ax: Axes | None = None,
+    title: str = "",
+) -> Axes:
+    """Draw contours of the later task's loss over two weights, descents and what subtraction gives.
+
+    Args:
+        x, y: ``(X,)`` and ``(Y,)``, values of the two weights.
+        loss: ``(Y, X)``, of the later task.
+        paths: ``"learned"`` and ``"retrained"`` → ``(K + 1, 2)``.
+        points: name → ``(2,)``; ``"subtracted"`` gets its style and an arrow from the end of the
+            path ``"learned"``, others are small and named.
+        ax: where to draw.
+        title: above the axes.
+    """
+    ax = axes_or_new(ax, (4.2, 3.8))
+    loss = np.asarray(loss)
+    levels = loss.max() * np.array([0.01, 0.05, 0.15, 0.35, 0.7])
+    ax.contour(x, y, loss, levels=levels, colors="0.75", linewidths=0.8)
+    for name, path in paths.items():
+        path, look = np.asarray(path), NETWORK_STYLE[name]
+        ax.plot(*path.T, color=look["color"], linestyle=look["linestyle"], lw=1.8)
+        label = {"learned": "A, then B", "retrained": "B alone"}[name]
+        ax.plot(*path[-1], look["marker"], color=look["color"], ms=8, label=label, zorder=4)
+    for name, point in points.items():
+        if name == "subtracted":
+            look = NETWORK_STYLE[name]
+            ax.plot(*point, look["marker"], color=look["color"], ms=8, label=name, zorder=5)
+            arrow = {"arrowstyle": "->", "color": look["color"], "shrinkA": 5, "shrinkB": 5}
+            ax.annotate("", point, np.asarray(paths["learned"])[-1], arrowprops=arrow)
+            continue
+        ax.plot(*point, ".", color="black", ms=6)
+        ax.annotate(
+            name, point, xytext=(-5, -3), textcoords="offset points", ha="right", fontsize="small"
+        )
+    ax.set(xlabel="weight 1", ylabel="weight 2", title=title, aspect="equal")
+    ax.set(xlim=(np.min(x), np.max(x)), ylim=(np.min(y), np.max(y)))
+    return ax
+
+
+def subtracted_share(
+    shares: ArrayLike,
+    lines: Mapping[str, ArrayLike],
+    ax: Axes | None = None,
+    ylabel: str = "test accuracy",
+    title: str = "",
+) -> Axes:
+    """Draw what happens while a growing share of an update is subtracted.
+
+    Args:
+        shares: ``(K,)``; 1 is the whole update.
+        lines: label → ``(K,)``.
+        ax: where to draw.
+        ylabel, title: of the axes.
+    """
+    ax = axes_or_new(ax, (4.8, 3.4))
+    looks = line_looks(*_FORGOTTEN_FIRST)
+    for (label, values), look in zip(lines.items(), looks, strict=False):
+        ax.plot(shares, values, label=label, **look)
+    ax.axvline(1, color="0.4", lw=1)
+    ax.set(xlabel="share of the update that is subtracted", ylabel=ylabel, title=title)
+    ax.legend(fontsize="small")
+    return ax
+
+
+def cancellation(
+    ratio: ArrayLike, error: ArrayLike, precision: float, ax: Axes | None = None
+) -> Axes:
+    """Draw the relative error of S − F against F / S′, one dot per weight, on logarithmic axes.
+
+    Args:
+        ratio: ``(P,)``, the dropped importance over the one that remains.
+        error: ``(P,)``; zeros are left out.
+        precision: the rounding unit; a line marks ``precision · ratio``.
+        ax: where to draw.
+    """
+    ax = axes_or_new(ax, (5.4, 3.6))
+    ratio, error = np.asarray(ratio), np.asarray(error)
+    shown = (error > 0) & (ratio > 0)
+    ax.loglog(ratio[shown], error[shown], ".", ms=2, alpha=0.3, color="C0", rasterized=True)
+    ends = np.array([1.0, 1 / precision])
+    ax.loglog(ends, precision * ends, "--", color="C3", lw=2, label="rounding unit · F / S′")
+    ax.axhline(1, color="0.4", lw=1)
+    ax.annotate("nothing is right", (1e-8, 1.4), fontsize="small", color="0.3")
+    ax.set(
+        xlabel="dropped importance over remaining importance, F / S′",
+        ylabel="relative error of S′",
+        xlim=(1e-9, None),
+        ylim=(1e-11, 30),
+    )
+    ax.legend(fontsize="small", loc="lower right")
+    return ax
+
+
+def returning(
+    steps: ArrayLike,
+    curves: Mapping[str, ArrayLike],
+    ax: Axes | None = None,
+    title: str = "",
+    xlabel: str = "steps",
+) -> Axes:
+    """Draw accuracies over steps that are taken after a task was unlearned.
+
+    Args:
+        steps: ``(K,)``.
+        curves: label → ``(K,)``. A key of ``NETWORK_STYLE`` gets that look; of other labels the
+            first is drawn as the forgotten task.
+        ax: where to draw.
+        title, xlabel: of the axes.
+    """
+    ax = axes_or_new(ax, (4.8, 3.4))
+    looks = line_looks(*_FORGOTTEN_FIRST)
+    every = max(1, len(np.asarray(steps)) // 7)
+    for (label, values), look in zip(curves.items(), looks, strict=False):
+        ax.plot(steps, values, markevery=every, **NETWORK_STYLE.get(label, look | {"label": label}))
+    ax.set(xlabel=xlabel, ylabel="test accuracy", ylim=(0, 1.02), title=title)
+    return ax
+
+
+def by_position(
+    positions: ArrayLike,
+    runs: Mapping[str, ArrayLike],
+    ax: Axes | None = None,
+    ylabel: str = "",
+) -> Axes:
+    """Draw means over seeds with bars of ± 1 standard error against the forgotten task's place.
+
+    Args:
+        positions: ``(T,)``, 1 is the first task.
+        runs: network (a key of ``NETWORK_STYLE``) → ``(seeds, T)``.
+        ax: where to draw.
+        ylabel: of the axes.
+    """
+    ax = axes_or_new(ax, (4.6, 3.4))
+    positions = np.asarray(positions, dtype=float)
+    for shift, (network, values) in zip(
+        np.linspace(-0.12, 0.12, len(runs)), runs.items(), strict=True
+    ):
+        values = np.atleast_2d(np.asarray(values, dtype=float))
+        ax.errorbar(
+            positions + shift, values.mean(axis=0), yerr=standard_error(values), capsize=3, ms=6,
+            **NETWORK_STYLE[network],
+        )  # fmt: skip
+    ax.set(xlabel="place of the forgotten task", ylabel=ylabel, xticks=positions)
+    return ax

@@ -1,0 +1,61 @@
+"""One batch: a backward pass to the outputs of layers for each seed, squared and summed."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+from ewc_tutorial.fisher.closed_forms.calls import plain_arithmetic, wide
+from ewc_tutorial.fisher.closed_forms.graph import Use
+from ewc_tutorial.fisher.closed_forms.sums import make_reducer
+from ewc_tutorial.fisher.likelihoods.base import Seeds
+from ewc_tutorial.fisher.per_sample import Squares
+
+
+def squares_by_closed_forms(
+    outputs: Tensor,
+    parameters: Mapping[str, nn.Parameter],
+    uses: dict[str, list[Use]],
+    seeds: Seeds,
+) -> Squares:
+    """Return Σ_n Σ_k (J_nᵀ s_nk)² for the parameters whose uses are given.
+
+    Args:
+        outputs: of the model for a batch, (B, ...), with their graph.
+        parameters: by name.
+        uses: per name all uses of that parameter; none means that the outputs do not depend on it.
+        seeds: gradients by the outputs, each (B, ...).
+    """
+    device = outputs.device
+    edges = list({use.edge: None for seen in uses.values() for use in seen})
+    place = {edge: i for i, edge in enumerate(edges)}
+    reducers = []
+    for name, seen in uses.items():
+        if seen:
+            parts, shape = [use.part for use in seen], parameters[name].shape
+            reducer = make_reducer(parts, shape, len(seeds), _products_at_a_time(device))
+            reducers.append((name, reducer, [place[use.edge] for use in seen]))
+    seeded = False
+    for seed in seeds if edges else ():
+        seeded = True
+        gradients = torch.autograd.grad(outputs, edges, seed, retain_graph=True)
+        with plain_arithmetic(device):
+            gradients = [wide(g) for g in gradients]
+            for _, reducer, places in reducers:
+                reducer.add([gradients[i] for i in places])
+    with plain_arithmetic(device):
+        sums = {name: torch.zeros_like(wide(parameters[name].detach())) for name in uses}
+        # Of one class alone, or of ignored tokens alone, there is nothing to sum.
+        for name, reducer, _ in reducers if seeded else ():
+            sums[name] += reducer.result().reshape(sums[name].shape)
+    return sums
+
+
+def _products_at_a_time(device: torch.device) -> int:
+    """Return how many elements of single samples' gradients to form at a time.
+
+    On a CPU they had better stay in a core's cache until they are squared and summed.
+    """
+    return 2**18 if device.type == "cpu" else 2**26

@@ -1,0 +1,38 @@
+"""EWC for models of Hugging Face Transformers, with the Trainer and with LoRA::
+
+    from ewc_tutorial import EWC
+    from ewc_tutorial.huggingface import EWCTrainer, consolidate
+
+    ewc = EWC(model, lam=1.0)
+    consolidate(ewc, old_data)                       # the *old* data, at the trained weights
+    EWCTrainer(model, args, train_dataset=new_data, ewc=ewc, old_eval_dataset=old_test).train()
+
+* ``trainer``: :class:`EWCTrainer` and the mixin it is made of;
+* ``sequences``: :func:`consolidate` and :func:`sequence_fisher`, one sample = one sequence;
+* ``batches``: batches of dicts out of whatever the data is;
+* ``ctc``: the likelihood of speech recognisers;
+* ``lora``: :class:`LoraEWC`, a penalty on what an adapter does to the weights.
+"""
+
+try:
+    import transformers  # noqa: F401
+except ImportError as error:
+    raise ImportError(
+        "ewc_tutorial.huggingface needs Transformers: pip install 'ewc-tutorial[huggingface]'"
+    ) from error
+
+from ewc_tutorial.huggingface.batches import pad_batch
+from ewc_tutorial.huggingface.ctc import CTC
+from ewc_tutorial.huggingface.lora import LoraEWC
+from ewc_tutorial.huggingface.sequences import consolidate, sequence_fisher
+from ewc_tutorial.huggingface.trainer import EWCTrainer, EWCTrainerMixin
+
+__all__ = [
+    "CTC",
+    "EWCTrainer",
+    "EWCTrainerMixin",
+    "LoraEWC",
+    "consolidate",
+    "pad_batch",
+    "sequence_fisher",
+]

@@ -1,0 +1,48 @@
+"""Starts the service with uvicorn: ``python -m ewc_tutorial.speech``."""
+
+from __future__ import annotations
+
+import logging
+import socket
+
+import uvicorn
+
+from ewc_tutorial.speech.app import create_app
+from ewc_tutorial.speech.base import prepare
+from ewc_tutorial.speech.database import lock_folder
+from ewc_tutorial.speech.errors import AlreadyServedError
+from ewc_tutorial.speech.settings import read_settings
+
+
+def main() -> None:
+    logging.basicConfig(level=logging.INFO, format="%(levelname)s: %(message)s")
+    logging.getLogger("httpx").setLevel(logging.WARNING)
+    settings = read_settings()
+    settings.data.mkdir(parents=True, exist_ok=True)
+    try:
+        lock_folder(settings.data, "server.lock").close()
+    except AlreadyServedError as error:
+        raise SystemExit(str(error)) from None
+    prepare(settings)
+    family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
+    listening = socket.socket(family, socket.SOCK_STREAM)
+    listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listening.bind((settings.host.strip("[]"), settings.port))
+    except OSError as error:
+        raise SystemExit(
+            f"{settings.host}:{settings.port} cannot be used ({error.strerror}): set "
+            "EWC_SPEECH_HOST or EWC_SPEECH_PORT."
+        ) from None
+    host, port = listening.getsockname()[:2]
+    shown = f"[{host}]" if ":" in host else host
+    # The first line on the standard output: programs that start the service wait for it.
+    print(f"Speech corrections: http://{shown}:{port}/docs", flush=True)
+    config = uvicorn.Config(
+        create_app(settings), log_level="warning", server_header=False, timeout_graceful_shutdown=5
+    )
+    uvicorn.Server(config).run(sockets=[listening])
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,95 @@
+"""SQLite, so set that what was committed survives ``kill -9`` and a power cut."""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from pathlib import Path
+
+from ewc_tutorial.speech.errors import AlreadyServedError
+
+SCHEMA = """
+CREATE TABLE IF NOT EXISTS corrections (
+    seq     INTEGER PRIMARY KEY AUTOINCREMENT,
+    id      TEXT NOT NULL UNIQUE,
+    created TEXT NOT NULL,
+    text    TEXT NOT NULL,
+    format  TEXT NOT NULL,
+    rate    INTEGER NOT NULL,
+    seconds REAL NOT NULL,
+    bytes   INTEGER NOT NULL,
+    sha256  TEXT NOT NULL,
+    UNIQUE (sha256, text)
+);
+CREATE TABLE IF NOT EXISTS jobs (
+    seq          INTEGER PRIMARY KEY AUTOINCREMENT,
+    id           TEXT NOT NULL UNIQUE,
+    state        TEXT NOT NULL,
+    phase        TEXT NOT NULL DEFAULT 'waiting',
+    progress     REAL NOT NULL DEFAULT 0,
+    created      TEXT NOT NULL,
+    finished     TEXT,
+    attempts     INTEGER NOT NULL DEFAULT 0,
+    options      TEXT NOT NULL,
+    last_seq     INTEGER NOT NULL,
+    results      TEXT NOT NULL DEFAULT '{}',
+    model_before TEXT NOT NULL,
+    model_after  TEXT,
+    error        TEXT
+);
+-- At most one job can be unfinished: the database itself refuses a second.
+CREATE UNIQUE INDEX IF NOT EXISTS one_job_at_a_time ON jobs ((1))
+    WHERE state IN ('queued', 'running');
+CREATE TABLE IF NOT EXISTS losses (
+    job     TEXT NOT NULL REFERENCES jobs (id),
+    step    INTEGER NOT NULL,
+    loss    REAL NOT NULL,
+    penalty REAL NOT NULL,
+    PRIMARY KEY (job, step)
+);
+"""
+BUSY_SECONDS = 30.0
+
+
+class Database:
+    """A file of SQLite; every use has a connection of its own, so threads need no care."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        with self.connection() as connection:
+            connection.execute("PRAGMA journal_mode = WAL")
+            connection.executescript(SCHEMA)
+
+    @contextmanager
+    def connection(self) -> Iterator[sqlite3.Connection]:
+        """Yield a connection in one transaction: committed at the end, undone at an exception."""
+        with closing(sqlite3.connect(self._path, timeout=BUSY_SECONDS)) as connection:
+            # A commit returns only when the log is on the disk.
+            connection.execute("PRAGMA synchronous = FULL")
+            connection.row_factory = sqlite3.Row
+            with connection:
+                yield connection
+
+
+def lock_folder(folder: Path, name: str, seconds: float = 0.0) -> sqlite3.Connection:
+    """Return a lock that no other process gets while this one holds the returned object.
+
+    It is SQLite's own lock on an otherwise empty file: it works on every system, and the system
+    takes it away from a process that was killed.
+
+    Raises:
+        AlreadyServedError: another process still has it after ``seconds``.
+    """
+    lock = sqlite3.connect(
+        folder / name, timeout=seconds, isolation_level=None, check_same_thread=False
+    )
+    try:
+        lock.execute("BEGIN EXCLUSIVE")
+    except sqlite3.OperationalError:
+        lock.close()
+        raise AlreadyServedError(
+            f"Another speech service is already working on the folder {str(folder)!r}: stop it, or "
+            "set EWC_SPEECH_DATA to another folder."
+        ) from None
+    return lock

@@ -1,0 +1,117 @@
+"""The trainings: one row each, and at most one that is not finished."""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+import uuid
+from datetime import UTC, datetime
+from typing import Any
+
+from ewc_tutorial.speech.database import Database
+from ewc_tutorial.speech.errors import RefusedError
+
+UNFINISHED = ("queued", "running")
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="milliseconds")
+
+
+class Jobs:
+    """The index of trainings. Server and worker both write to it, each in short transactions."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    def create(self, options: dict[str, Any], last_seq: int, model_before: str) -> str:
+        """Enter a new job and return its id.
+
+        Args:
+            options: whatever the worker needs to know, as JSON.
+            last_seq: the latest correction that belongs to this training.
+            model_before: the version it starts from.
+
+        Raises:
+            RefusedError: (409) another job is not finished.
+        """
+        job = uuid.uuid4().hex
+        try:
+            with self._database.connection() as connection:
+                connection.execute(
+                    "INSERT INTO jobs (id, state, created, options, last_seq, model_before) "
+                    "VALUES (?, 'queued', ?, ?, ?, ?)",
+                    (job, _now(), json.dumps(options), last_seq, model_before),
+                )
+        except sqlite3.IntegrityError:
+            raise RefusedError(
+                f"Training {self.unfinished()} is running; a new one can start when it is over.",
+                409,
+            ) from None
+        return job
+
+    def get(self, job: str) -> dict[str, Any] | None:
+        """Return a job with its losses, or None."""
+        with self._database.connection() as connection:
+            row = connection.execute("SELECT * FROM jobs WHERE id = ?", (job,)).fetchone()
+            losses = connection.execute(
+                "SELECT step, loss, penalty FROM losses WHERE job = ? ORDER BY step", (job,)
+            ).fetchall()
+        if row is None:
+            return None
+        found = dict(row)
+        found["options"] = json.loads(found["options"])
+        found["results"] = json.loads(found["results"])
+        found["losses"] = [dict(loss) for loss in losses]
+        return found
+
+    def unfinished(self) -> str | None:
+        """Return the id of the job that is queued or running, or None."""
+        with self._database.connection() as connection:
+            row = connection.execute(
+                "SELECT id FROM jobs WHERE state IN ('queued', 'running')"
+            ).fetchone()
+        return row["id"] if row else None
+
+    def begin(self, job: str) -> None:
+        """Note that a worker has taken the job up, for the first time or again."""
+        self._update(job, "state = 'running', attempts = attempts + 1")
+
+    def progress(self, job: str, phase: str, progress: float) -> None:
+        """Note what the worker is doing and which share of all is done, from 0 to 1."""
+        self._update(job, "phase = ?, progress = ?", phase, progress)
+
+    def add_results(self, job: str, results: dict[str, Any]) -> None:
+        """Add to the results; a key that is there is replaced."""
+        with self._database.connection() as connection:
+            connection.execute("BEGIN IMMEDIATE")
+            row = connection.execute("SELECT results FROM jobs WHERE id = ?", (job,)).fetchone()
+            merged = json.dumps(json.loads(row["results"]) | results)
+            connection.execute("UPDATE jobs SET results = ? WHERE id = ?", (merged, job))
+
+    def add_loss(self, job: str, step: int, loss: float, penalty: float) -> None:
+        """Note the loss on the new data and the penalty at a step, once more after a resumption."""
+        with self._database.connection() as connection:
+            connection.execute(
+                "INSERT OR REPLACE INTO losses VALUES (?, ?, ?, ?)", (job, step, loss, penalty)
+            )
+
+    def finish(self, job: str, model_after: str) -> None:
+        """Note that the job is done."""
+        self._update(
+            job,
+            "state = 'done', phase = 'done', progress = 1, model_after = ?, finished = ?",
+            model_after,
+            _now(),
+        )
+
+    def fail(self, job: str, sentence: str) -> None:
+        """Note that the job has failed, unless it is finished already."""
+        self._update(job, "state = 'failed', error = ?, finished = ?", sentence, _now())
+
+    def _update(self, job: str, assignments: str, *values: Any) -> None:
+        with self._database.connection() as connection:
+            connection.execute(
+                f"UPDATE jobs SET {assignments} WHERE id = ? AND state IN ('queued', 'running')",
+                (*values, job),
+            )

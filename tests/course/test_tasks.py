@@ -1,0 +1,208 @@
+"""Tasks: shapes, stratified splits without leakage, reproducibility, and clear errors."""
+
+from __future__ import annotations
+
+import gzip
+import struct
+
+import numpy as np
+import pytest
+import torch
+from sklearn.datasets import load_digits
+from torch.utils.data import TensorDataset
+
+from ewc_tutorial.course import tasks as tasks_module
+from ewc_tutorial.course.tasks import Task, permuted_tasks, pick_dataset, rotated_tasks, split_tasks
+
+
+def rows(x: torch.Tensor) -> set[bytes]:
+    return {row.numpy().tobytes() for row in x.flatten(1)}
+
+
+@pytest.mark.parametrize("make", [permuted_tasks, rotated_tasks, split_tasks])
+@pytest.mark.parametrize(("flatten", "shape"), [(True, (64,)), (False, (1, 8, 8))])
+def test_tasks_have_the_promised_types_and_shapes(make, flatten, shape):
+    for task in make(2, flatten=flatten):
+        for part in (task.train, task.test):
+            x, y = part.tensors
+            assert x.dtype == torch.float32
+            assert y.dtype == torch.int64
+            assert x.shape[1:] == shape
+            assert x.min() >= 0
+            assert x.max() <= 1
+            assert tuple(y.unique().tolist()) == task.classes
+        assert task.in_features == 64
+
+
+def test_train_and_test_share_no_image_and_together_are_the_data_set():
+    digits = load_digits()
+    task = permuted_tasks(1)[0]
+    train, test = rows(task.train.tensors[0]), rows(task.test.tensors[0])
+    assert not train & test
+    assert len(task.train) + len(task.test) == len(digits.target)
+    assert train | test == rows(torch.tensor(digits.images, dtype=torch.float32) / 16)
+
+
+def test_no_task_trains_on_an_image_that_another_tests_on():
+    for task in permuted_tasks(4):
+        labels = permuted_tasks(1)[0].test.tensors[1]
+        assert torch.equal(task.test.tensors[1], labels)
+
+
+def test_splits_are_stratified():
+    task = permuted_tasks(1, seed=3)[0]
+    train = np.bincount(task.train.tensors[1]) / len(task.train)
+    test = np.bincount(task.test.tensors[1]) / len(task.test)
+    assert np.abs(train - test).max() < 0.005
+
+
+def test_the_seed_fixes_everything_and_another_seed_changes_it():
+    first, again, other = (permuted_tasks(2, seed=s)[1].train.tensors for s in (0, 0, 1))
+    assert torch.equal(first[0], again[0])
+    assert torch.equal(first[1], again[1])
+    assert not torch.equal(first[0], other[0])
+
+
+def test_the_global_random_state_is_untouched():
+    torch.manual_seed(5)
+    np.random.seed(5)
+    before, numpy_before = torch.get_rng_state(), np.random.get_state()[1].copy()
+    permuted_tasks(3)
+    rotated_tasks(2)
+    split_tasks(5)
+    assert torch.equal(before, torch.get_rng_state())
+    assert np.array_equal(numpy_before, np.random.get_state()[1])
+
+
+def test_a_permuted_task_holds_the_same_pixels_in_one_other_order():
+    plain, permuted = permuted_tasks(2)
+    a, b = plain.train.tensors[0], permuted.train.tensors[0]
+    assert torch.equal(a.sort(dim=1).values, b.sort(dim=1).values)
+    columns = {column.numpy().tobytes() for column in a.T}
+    assert {column.numpy().tobytes() for column in b.T} == columns
+    assert not torch.equal(a, b)
+
+
+def test_a_region_leaves_the_border_alone():
+    plain, permuted = (t.train.tensors[0] for t in permuted_tasks(2, region=4, flatten=False))
+    same = (plain == permuted).all(dim=0)[0]
+    assert same[:2].all()
+    assert same[-2:].all()
+    assert same[:, :2].all()
+    assert not same[2:6, 2:6].all()
+
+
+def test_rotation_by_a_right_angle_is_a_rotation_of_the_array():
+    plain, turned = (t.test.tensors[0] for t in rotated_tasks(2, step=90, flatten=False))
+    torch.testing.assert_close(turned, torch.rot90(plain, 1, (2, 3)))
+
+
+@pytest.mark.parametrize("relabel", [False, True])
+def test_split_tasks_divide_the_classes(relabel):
+    tasks = split_tasks(5, relabel=relabel)
+    assert [t.name for t in tasks] == ["0/1", "2/3", "4/5", "6/7", "8/9"]
+    expected = [(0, 1)] * 5 if relabel else [(0, 1), (2, 3), (4, 5), (6, 7), (8, 9)]
+    assert [t.classes for t in tasks] == expected
+    assert sum(len(t.train) + len(t.test) for t in tasks) == 1797
+
+
+def test_subsets_have_the_size_asked_for_and_stay_stratified():
+    task = permuted_tasks(1, n_train=100, n_test=50)[0]
+    assert (len(task.train), len(task.test)) == (100, 50)
+    assert np.bincount(task.train.tensors[1]).min() >= 9
+
+
+@pytest.mark.parametrize(
+    ("call", "words"),
+    [
+        (lambda: permuted_tasks(0), "n_tasks must be a positive whole number, not 0"),
+        (lambda: permuted_tasks(2.5), "n_tasks must be a positive whole number, not 2.5"),
+        (lambda: permuted_tasks(2, "cifar"), "dataset must be one of digits, mnist, not 'cifar'"),
+        (lambda: permuted_tasks(2, region=9), "region must be between 1 and 8 pixels, not 9"),
+        (lambda: permuted_tasks(2, n_train=3), "n_train must be between 10 and 1337"),
+        (lambda: split_tasks(3), "n_tasks must divide the ten classes"),
+        (lambda: rotated_tasks(2, step=float("nan")), "step must be a finite angle"),
+    ],
+)
+def test_bad_input_is_named(call, words):
+    with pytest.raises(ValueError, match=words):
+        call()
+
+
+def test_a_task_refuses_other_types():
+    good = TensorDataset(torch.zeros(2, 3), torch.zeros(2, dtype=torch.int64))
+    bad = TensorDataset(torch.zeros(2, 3), torch.zeros(2))
+    with pytest.raises(TypeError, match="test must hold float32 inputs and int64 labels"):
+        Task("A", good, bad, (0,))
+
+
+# --- MNIST ------------------------------------------------------------------------------------
+
+
+def write_idx(path, array: np.ndarray) -> None:
+    header = struct.pack(">BBBB", 0, 0, 8, array.ndim) + struct.pack(
+        f">{array.ndim}I", *array.shape
+    )
+    path.write_bytes(header + array.astype(np.uint8).tobytes())
+
+
+@pytest.fixture
+def tiny_mnist(tmp_path, monkeypatch):
+    """Lay out files in MNIST's format and full size, with made-up content."""
+    raw = tmp_path / "MNIST" / "raw"
+    raw.mkdir(parents=True)
+    rng = np.random.default_rng(0)
+    for prefix, n in (("train", 60_000), ("t10k", 10_000)):
+        write_idx(raw / f"{prefix}-images-idx3-ubyte", rng.integers(0, 256, (n, 28, 28)))
+        write_idx(raw / f"{prefix}-labels-idx1-ubyte", np.arange(n) % 10)
+    monkeypatch.setenv("EWC_TUTORIAL_DATA", str(tmp_path))
+    return raw
+
+
+def test_mnist_is_read_from_the_folder_of_the_environment_variable(tiny_mnist):
+    task = permuted_tasks(1, "mnist", n_train=500, n_test=100)[0]
+    assert task.train.tensors[0].shape == (500, 784)
+    assert np.bincount(task.train.tensors[1]).tolist() == [50] * 10
+    assert pick_dataset("mnist") == "mnist"
+
+
+@pytest.mark.parametrize("damage", ["truncated", "empty", "compressed", "labels"])
+def test_corrupted_mnist_says_so(tiny_mnist, damage):
+    images = tiny_mnist / "train-images-idx3-ubyte"
+    if damage == "truncated":
+        images.write_bytes(images.read_bytes()[:100_000])
+    elif damage == "empty":
+        images.write_bytes(b"")
+    elif damage == "compressed":
+        images.write_bytes(gzip.compress(b"not what it should be"))
+    else:
+        write_idx(tiny_mnist / "train-labels-idx1-ubyte", np.full(60_000, 77))
+    with pytest.raises(ValueError, match=r"The MNIST files in .* are corrupted"):
+        permuted_tasks(1, "mnist")
+
+
+def test_missing_mnist_says_what_to_do(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("EWC_TUTORIAL_DATA", str(tmp_path))
+    with pytest.raises(FileNotFoundError, match="pass download=True"):
+        permuted_tasks(1, "mnist")
+    assert pick_dataset("mnist") == "digits"
+    assert "Using scikit-learn's digits instead" in capsys.readouterr().out
+
+
+def test_no_network_says_so(tmp_path, monkeypatch):
+    from torchvision.datasets import mnist
+
+    def offline(*_args, **_kwargs):
+        raise OSError("no route to host")
+
+    monkeypatch.setenv("EWC_TUTORIAL_DATA", str(tmp_path))
+    monkeypatch.setattr(mnist, "download_and_extract_archive", offline)
+    with pytest.raises(ConnectionError, match=r"could not be downloaded .* use dataset='digits'"):
+        permuted_tasks(1, "mnist", download=True)
+
+
+def test_without_the_variable_the_cache_is_the_data_folder_of_the_checkout(monkeypatch):
+    monkeypatch.delenv("EWC_TUTORIAL_DATA", raising=False)
+    folder = tasks_module.data_folder()
+    assert folder.name == "data"
+    assert (folder / "README.md").exists()
