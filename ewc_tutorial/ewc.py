@@ -13,8 +13,10 @@ of quadratics is a quadratic,
 
 from __future__ import annotations
 
+import inspect
 import math
-from collections.abc import Callable, Mapping, Sequence
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from fnmatch import fnmatchcase
 from functools import cache
 from numbers import Real
@@ -22,8 +24,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from ewc_tutorial.fisher import fisher_diagonal
+from ewc_tutorial.fisher.likelihoods import ESTIMATORS
+from ewc_tutorial.fisher.undisturbed import only_trainable
+from ewc_tutorial.optimizers import known_optimizer, steps_of
 
 RULES = ("separate", "latest", "online", "average")
 
@@ -32,12 +38,15 @@ class EWC(nn.Module):
     """Protect what a model has learned while it learns something else.
 
     After each task call :meth:`consolidate`; while training the next one add the penalty in one of
-    three ways: :meth:`penalty` as a loss term, :meth:`add_gradient_` after ``backward()``, or
-    :meth:`proximal_step_` after ``optimizer.step()``. The last is stable at every λ; the first two
-    diverge under gradient descent with step η once η·λ·max S > 2.
+    three ways: let :meth:`attach` make a proximal step after every step of the optimizer, call
+    :meth:`add_gradient_` after ``backward()``, or add :meth:`penalty` to the loss. The first is
+    stable at every λ; the others diverge under gradient descent with step η once η·λ·max S > 2.
 
     The model is referred to, not owned: its parameters are not parameters of this module and its
     weights are not in ``state_dict()``, which holds only what was consolidated.
+
+    What is protected, and how it is measured, a subclass says in :meth:`values`, :meth:`weights`
+    and :meth:`measure`; whoever works with an EWC asks these three and never the model.
 
     Args:
         model: the network to protect. Its trainable parameters at this moment are protected.
@@ -56,6 +65,9 @@ class EWC(nn.Module):
         ValueError: an argument is out of range, a pattern matches no trainable parameter, or no
             parameter is left to protect.
     """
+
+    #: What stands for the Fisher information: its diagonal, or ``"identity"`` in :class:`L2`.
+    curvature = "diagonal"
 
     def __init__(
         self,
@@ -79,16 +91,18 @@ class EWC(nn.Module):
         self.rule = rule
         self.gamma = float(gamma)
         self.names = _select(self._candidates(), include, exclude)
+        frozen = [name for name, p in model.named_parameters() if not p.requires_grad]
+        self._frozen = set(_matching(frozen, include, exclude)) - set(self.names)
         #: Number of tasks consolidated so far.
         self.n_tasks = 0
-        self._constant = 0.0
+        self._constants = dict.fromkeys(self.names, 0.0)
         self._total_weight = 0.0
-        self._pulls, self._scaled_anchors = _Remembered(), _Remembered()
-        for name, parameter in self._protected().items():
+        self._remembered, self._scaled_anchors = _Remembered(), _Remembered()
+        for name, value in self.values().items():
             # Sums of many small terms need float32 even where the model is stored in half of it.
-            dtype = torch.promote_types(parameter.dtype, torch.float32)
-            self.register_buffer(_key("importance", name), torch.zeros_like(parameter, dtype=dtype))
-            self.register_buffer(_key("anchor", name), torch.zeros_like(parameter, dtype=dtype))
+            zeros = torch.zeros_like(value, dtype=torch.promote_types(value.dtype, torch.float32))
+            self.register_buffer(_key("importance", name), zeros.detach())
+            self.register_buffer(_key("anchor", name), zeros.detach().clone())
 
     @property
     def model(self) -> nn.Module:
@@ -114,16 +128,48 @@ class EWC(nn.Module):
         """μ per protected parameter, meaningful where S > 0."""
         return {name: self._buffers[_key("anchor", name)] for name in self.names}
 
+    def values(self) -> dict[str, Tensor]:
+        """Return what the penalty is a function of, by name: here the protected parameters.
+
+        Raises:
+            RuntimeError: one of them is gone or has changed its shape.
+        """
+        return self._checked(dict(self._model.named_parameters()))
+
+    def weights(self) -> dict[str, Tensor]:
+        """Return the parameters of the model that :meth:`values` is made of, by name."""
+        return self.values()
+
+    def measure(
+        self,
+        data: Any,
+        estimator: str = "exact",
+        *,
+        fisher: Callable[..., dict[str, Tensor]] = fisher_diagonal,
+        **options: Any,
+    ) -> dict[str, Tensor]:
+        """Return the Fisher information of what is protected, at the present weights.
+
+        Args:
+            data, estimator, options: as for :func:`~ewc_tutorial.fisher.fisher_diagonal`, or as for
+                ``fisher``.
+            fisher: what measures, called as ``fisher(model, data, estimator, **options)``.
+
+        Returns:
+            Per name of :meth:`values` a tensor of its shape.
+        """
+        with only_trainable(self._model, self.names):
+            return fisher(self._model, data, estimator, **options)
+
     def consolidate(
         self, data: Any, estimator: str = "exact", *, weight: float = 1.0, **options: Any
     ) -> None:
         """Measure the Fisher information on ``data`` at the present weights and remember both.
 
-        Call it with the *finished* task's training data, after its last training step. The
-        arguments other than ``weight`` are those of
-        :func:`~ewc_tutorial.fisher.fisher_diagonal`, as are the errors; :meth:`merge` has the rest.
+        Call it with the *finished* task's training data, after its last training step. It is
+        ``merge(measure(data, …), weight)``: see :meth:`measure` and :meth:`merge`.
         """
-        self.merge(fisher_diagonal(self._model, data, estimator, **options), weight)
+        self.merge(self.measure(data, estimator, **options), weight)
 
     @torch.no_grad()
     def merge(
@@ -132,25 +178,30 @@ class EWC(nn.Module):
         weight: float = 1.0,
         at: Mapping[str, Tensor] | None = None,
     ) -> None:
-        """Take a task in, given its Fisher diagonal at the model's present weights.
+        """Take a task in, given its Fisher information at the model's present weights.
 
         Args:
-            fisher: per parameter name a tensor of the parameter's shape, finite and ≥ 0; further
-                names are ignored.
+            fisher: per name of :meth:`values` a tensor of its shape, finite and ≥ 0; further names
+                are ignored.
             weight: multiplies this task's Fisher (its weight in the mean under ``average``). Use
                 N_t over the mean number of samples for tasks of different sizes.
-            at: per parameter name the weights at which the Fisher was measured, if these are not
-                the model's present ones.
+            at: per name the values at which the Fisher was measured, if these are not the present
+                ones.
 
         Raises:
             ValueError: a protected parameter has no Fisher, or one that is not finite, negative or
                 of another shape, or the same of ``at``; nothing is changed then.
+
+        Warns:
+            UserWarning: layers that were frozen when the EWC was made are trained now, without any
+                protection.
         """
         weight = _non_negative("weight", weight)
+        self._warn_of_unfrozen()
         updates = []
-        constant = self._constant
+        constants = dict(self._constants)
         total_weight = self._total_weight + weight
-        for name, parameter in self._protected().items():
+        for name, parameter in self.values().items():
             S, anchor = self.importance[name], self.anchor[name]
             F = _checked_fisher(fisher, name, parameter).to(S) * weight
             here = (parameter if at is None else _checked_weights(at, name, parameter)).detach()
@@ -163,7 +214,7 @@ class EWC(nn.Module):
                 share = torch.where(total > 0, F / total, 1.0)
                 offset = here - anchor
                 # What two quadratics around different anchors still cost at their common minimum.
-                constant += (S * share * offset.square()).sum(dtype=torch.float64).item()
+                constants[name] += (S * share * offset.square()).sum(dtype=torch.float64).item()
                 updates.append((total, anchor + share * offset))
             elif self.rule == "average":
                 step = weight / total_weight if total_weight else 0.0
@@ -173,14 +224,15 @@ class EWC(nn.Module):
         for name, (S, anchor) in zip(self.names, updates, strict=True):
             self.importance[name].copy_(S)
             self.anchor[name].copy_(anchor)
-        self._constant, self._total_weight = constant, total_weight
+        self._constants, self._total_weight = constants, total_weight
         self.n_tasks += 1
 
     def reset(self) -> None:
         """Forget everything that was consolidated; λ, the rule and the names stay."""
         for buffer in self.buffers():
             buffer.zero_()
-        self.n_tasks, self._constant, self._total_weight = 0, 0.0, 0.0
+        self.n_tasks, self._total_weight = 0, 0.0
+        self._constants = dict.fromkeys(self.names, 0.0)
 
     @torch.no_grad()
     def grow_(self) -> None:
@@ -194,7 +246,7 @@ class EWC(nn.Module):
         grown = {}
         for name in self.names:
             if name not in parameters:
-                continue  # _protected() says so below
+                continue  # values() says so below
             new, old = parameters[name].shape, self.anchor[name].shape
             if new != old and new and new[0] > old[0] and new[1:] == old[1:]:
                 grown[name] = new[0] - old[0]
@@ -203,7 +255,7 @@ class EWC(nn.Module):
                 values = self.get_buffer(_key(kind, name))
                 rows = values.new_zeros(extra, *values.shape[1:])
                 self.register_buffer(_key(kind, name), torch.cat([values, rows]))
-        self._protected()
+        self.values()
 
     def penalty(self) -> Tensor:
         """Return λ/2 Σ_t Σ_i F_t,i (θ_i − θ*_t,i)² as a differentiable scalar.
@@ -211,9 +263,9 @@ class EWC(nn.Module):
         Under ``separate`` this is the true sum over all tasks, the constant that the collapse to
         one quadratic leaves included. Before the first :meth:`consolidate` it is zero.
         """
-        total: Tensor | float = self._constant
-        for name, parameter in self._protected().items():
-            total = total + (self.importance[name] * (parameter - self.anchor[name]).square()).sum()
+        total: Tensor | float = sum(self._constants.values())
+        for name, value in self.values().items():
+            total = total + (self.importance[name] * (value - self.anchor[name]).square()).sum()
         return 0.5 * self.lam * total
 
     @torch.no_grad()
@@ -245,34 +297,97 @@ class EWC(nn.Module):
         torch._foreach_addcmul_(gradients, parameters, importance, value=self.lam)
         torch._foreach_sub_(gradients, scaled)
 
-    @torch.no_grad()
-    def proximal_step_(self, lr: float) -> None:
-        """Move the weights to θ ← (θ + ηλSμ) / (1 + ηλS), with η = ``lr``.
+    def attach(self, optimizer: torch.optim.Optimizer) -> RemovableHandle:
+        """Make a proximal step after every step of an optimizer, in the optimizer's own scale.
 
-        Call it after ``optimizer.step()`` on the task's own loss. It minimises
-        (λ/2) S (θ − μ)² + (θ − θ_now)² / 2η exactly, so it is stable at every λ; for small ηλS it
-        is the gradient step. With Adam, η stays the plain step: the penalty is then decoupled from
-        Adam's scaling, as weight decay is in AdamW.
+        Training then ends where loss plus penalty has no gradient, with momentum and with Adam as
+        with plain gradient descent (see :mod:`ewc_tutorial.optimizers`), and is stable at every λ.
+        The learning rate is read anew each time, for each group of parameters, so schedulers are
+        followed; with gradient accumulation there is one proximal step for each optimizer step,
+        and none where a gradient scaler has skipped it.
+
+        Args:
+            optimizer: SGD, Adam, AdamW, RMSprop or Adagrad of ``torch.optim``.
+
+        Returns:
+            A handle: ``remove()`` ends it, as does leaving ``with ewc.attach(optimizer):``.
 
         Raises:
-            ValueError: ``lr`` is negative or not finite.
+            TypeError: it is no optimizer.
+            ValueError: it is another one, or it trains nothing that is protected.
         """
-        lr = _non_negative("lr", lr)
-        if not self.n_tasks or not self.lam or not lr:
+        optimizer = known_optimizer(optimizer)
+        protected = set(self.weights().values())
+        if not any(p in protected for group in optimizer.param_groups for p in group["params"]):
+            raise ValueError(
+                "optimizer trains no parameter that this EWC protects: make the EWC with the very "
+                "model that is trained, not with a copy of it."
+            )
+        self._warn_of_unfrozen()
+        names = {p: name for name, p in self._model.named_parameters()}
+
+        def after_step(optimizer: torch.optim.Optimizer, *_: Any) -> None:
+            skipped = getattr(optimizer, "found_inf", None)  # a fused step under a gradient scaler
+            if not self.n_tasks or not self.lam or (skipped is not None and skipped.item()):
+                return
+            steps = {names[p]: step for p, step in steps_of(optimizer).items() if p in names}
+            self.proximal_step_(
+                {name: step.lr for name, step in steps.items()},
+                {name: step.scale for name, step in steps.items()},
+            )
+
+        return optimizer.register_step_post_hook(after_step)
+
+    @torch.no_grad()
+    def proximal_step_(
+        self,
+        lr: float | Mapping[str, float],
+        scale: Mapping[str, float | Tensor] | None = None,
+    ) -> None:
+        """Move the weights to θ ← (dθ + ηλSμ) / (d + ηλS), with η = ``lr`` and d = ``scale``.
+
+        It minimises (λ/2) S (θ − μ)² + d (θ − θ_now)² / 2η exactly, so it is stable at every λ; for
+        small ηλS it is the gradient step. :meth:`attach` calls it after every ``optimizer.step()``
+        with the η and d of that optimizer. By hand, for plain gradient descent, ``lr`` is enough.
+
+        Args:
+            lr: the step size, or one for each name of a parameter; others stay where they are then.
+            scale: per name what the optimizer divides its step by, a number or a tensor of the
+                parameter's shape, positive; 1 where there is none.
+
+        Raises:
+            ValueError: a step size is negative or not finite.
+        """
+        rates = rates_by_name(lr, self.names)
+        if not self.n_tasks or not self.lam:
             return
-        parameters, importance, anchors = self._aligned()
-        pulls = self._pulls.get(
-            (lr, self.lam),
-            importance,
-            # Written as 1 / (1 + 1/x) the weight is right for x = 0 and for x = ∞.
-            lambda: [1 / (1 + 1 / (lr * self.lam * S)) for S in importance],
-        )
-        if _same_dtypes(parameters, anchors):
-            torch._foreach_lerp_(parameters, anchors, pulls)
+        scale = scale or {}
+        values, importance, anchors = self.values(), self.importance, self.anchor
+        names = [name for name in values if rates.get(name)]
+        parameters = [values[name] for name in names]
+        S, mu = [importance[name] for name in names], [anchors[name] for name in names]
+        lrs, scales = [rates[name] for name in names], [scale.get(name, 1.0) for name in names]
+
+        def stiffness() -> list[Tensor]:
+            # Not infinite, so that the share of it below is 1 there, and not NaN.
+            largest = [torch.finfo(s.dtype).max / 2 for s in S]
+            products = [lr * (self.lam * s) for lr, s in zip(lrs, S, strict=True)]
+            return [c.clamp_max_(top) for c, top in zip(products, largest, strict=True)]
+
+        def pulls(stiffness: list[Tensor]) -> list[Tensor]:
+            return [c / (d + c) for c, d in zip(stiffness, scales, strict=True)]
+
+        if any(isinstance(d, Tensor) for d in scales):
+            shares = pulls(self._remembered.get((self.lam, *lrs), S, stiffness))
+        else:
+            numbers = (self.lam, *lrs, *scales)
+            shares = self._remembered.get(numbers, S, lambda: pulls(stiffness()))
+        if _same_dtypes(parameters, mu):
+            torch._foreach_lerp_(parameters, mu, shares)
             return
         # A model in half precision: step in the anchor's precision, then round once.
-        for parameter, anchor, pull in zip(parameters, anchors, pulls, strict=True):
-            parameter.copy_(parameter.to(anchor).lerp_(anchor, pull))
+        for parameter, anchor, share in zip(parameters, mu, shares, strict=True):
+            parameter.copy_(parameter.to(anchor).lerp_(anchor, share))
 
     def extra_repr(self) -> str:
         gamma = f", gamma={self.gamma:g}" if self.rule == "online" else ""
@@ -283,84 +398,139 @@ class EWC(nn.Module):
 
     def get_extra_state(self) -> dict[str, Any]:
         return {
+            "curvature": self.curvature,
             "rule": self.rule,
             "gamma": self.gamma,
             "lam": self.lam,
             "n_tasks": self.n_tasks,
-            "constant": self._constant,
+            "constants": dict(self._constants),
             "total_weight": self._total_weight,
         }
 
     def set_extra_state(self, state: Any) -> None:
         self.gamma, self.lam, self.n_tasks = state["gamma"], state["lam"], state["n_tasks"]
-        self._constant, self._total_weight = state["constant"], state["total_weight"]
+        self._constants = {name: state["constants"].get(name, 0.0) for name in self.names}
+        self._total_weight = state["total_weight"]
 
     def load_state_dict(self, state_dict: Mapping[str, Any], *args: Any, **kwargs: Any) -> Any:
         """Restore what another :class:`EWC` consolidated, its λ and γ included.
 
+        With ``strict=False`` what both protect is restored and the rest stays as it is: after a
+        head was replaced, that carries all other layers over to a new EWC.
+
         Raises:
-            ValueError: the state was made under another rule.
+            ValueError: the state was made under another rule or with another curvature.
             RuntimeError: names or shapes do not match; nothing is changed then.
         """
-        saved_rule = state_dict.get("_extra_state", {}).get("rule", self.rule)
-        if saved_rule != self.rule:
-            raise ValueError(
-                f"state_dict was consolidated under the rule {saved_rule!r}: build "
-                f"EWC(model, rule={saved_rule!r}) to load it, not rule={self.rule!r}."
-            )
+        if complaint := self._other_kind(state_dict.get("_extra_state")):
+            raise ValueError(complaint)
+        strict = kwargs.get("strict", args[0] if args else True)
+        for complaint in self._misfits(state_dict, strict):
+            raise RuntimeError(complaint)
+        return super().load_state_dict(state_dict, *args, **kwargs)
+
+    def _load_from_state_dict(
+        self,
+        state_dict: dict[str, Any],
+        prefix: str,
+        local_metadata: dict[str, Any],
+        strict: bool,
+        missing_keys: list[str],
+        unexpected_keys: list[str],
+        error_msgs: list[str],
+    ) -> None:
+        # A parent module that loads its own state comes this way, past load_state_dict().
+        if complaint := self._other_kind(state_dict.get(f"{prefix}_extra_state")):
+            error_msgs.append(complaint)
+            return
+        super()._load_from_state_dict(
+            state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
+        )
+
+    def _other_kind(self, state: Mapping[str, Any] | None) -> str | None:
+        """Say in which way a state is of another kind of EWC than this one."""
+        for name in ("curvature", "rule"):
+            mine = getattr(self, name)
+            if state is not None and (other := state[name]) != mine:
+                return (
+                    f"state_dict was consolidated with {name}={other!r}: load it into an EWC of "
+                    f"that kind, not into one with {name}={mine!r}."
+                )
+        return None
+
+    def _misfits(self, state: Mapping[str, Any], strict: bool) -> Iterator[str]:
         mine = self.state_dict()
-        for key, value in state_dict.items():
+        for key, value in state.items():
             if key in mine and key != "_extra_state" and value.shape != mine[key].shape:
-                raise RuntimeError(
+                yield (
                     f"{key!r} of state_dict has shape {tuple(value.shape)}, but the model's "
                     f"parameter has {tuple(mine[key].shape)}."
                 )
-        if kwargs.get("strict", args[0] if args else True) and mine.keys() != state_dict.keys():
-            raise RuntimeError(
+        if strict and mine.keys() != state.keys():
+            yield (
                 "state_dict protects other parameters than this EWC: "
-                f"{', '.join(sorted(mine.keys() ^ state_dict.keys()))}."
+                f"{', '.join(sorted(mine.keys() ^ state.keys()))}."
             )
-        return super().load_state_dict(state_dict, *args, **kwargs)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> EWC:
+        # A parent module in half precision takes its parts along; sums of squares stay as they are.
+        def without_narrowing(tensor: Tensor) -> Tensor:
+            new = fn(tensor)
+            wide = torch.promote_types(new.dtype, tensor.dtype)
+            return new if new.dtype == wide else tensor.to(new.device)
+
+        return super()._apply(without_narrowing, recurse)
 
     def _candidates(self) -> list[str]:
         """Return the names that may be protected."""
         return [name for name, p in self._model.named_parameters() if p.requires_grad]
 
-    def _current(self) -> dict[str, Tensor]:
-        """Return what the penalty is a function of, by name: here the parameters themselves."""
-        return dict(self._model.named_parameters())
-
-    def _protected(self) -> dict[str, Tensor]:
-        """Return the protected parameters, having checked that they are those of the beginning."""
-        parameters = self._current()
-        protected = {}
+    def _checked(self, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Return the protected ones of ``values``, which are those of the beginning."""
+        checked = {}
         for name in self.names:
-            if name not in parameters:
-                raise RuntimeError(
-                    f"The model has no parameter {name!r} any more: make a new EWC, or leave that "
-                    "parameter out with exclude."
-                )
-            buffer = self._buffers.get(_key("anchor", name))
-            if buffer is not None and buffer.shape != parameters[name].shape:
-                raise RuntimeError(
-                    f"Parameter {name!r} has shape {tuple(parameters[name].shape)}, but was "
-                    f"{tuple(buffer.shape)}: call grow_() if it has got further rows, else make a "
-                    "new EWC, or leave it out with exclude."
-                )
-            protected[name] = parameters[name]
-        if (
-            self._buffers
-            and (device := parameters[self.names[0]].device)
-            != next(iter(self._buffers.values())).device
-        ):
+            anchor = self._buffers.get(_key("anchor", name))
+            if name not in values or (anchor is not None and anchor.shape != values[name].shape):
+                raise RuntimeError(self._gone(name, values.get(name)))
+            checked[name] = values[name]
+        here = checked[self.names[0]].device
+        if self._buffers and next(iter(self._buffers.values())).device != here:
             # The model has moved since: follow it.
-            self.to(device)
-        return protected
+            self.to(here)
+        return checked
+
+    def _gone(self, name: str, value: Tensor | None) -> str:
+        carry = (
+            f"make a new one with exclude={name!r} and give it what this one knows of the others, "
+            "new.load_state_dict(old.state_dict(), strict=False)."
+        )
+        if value is None:
+            return f"The model has no parameter {name!r} any more, which this EWC protects: {carry}"
+        return (
+            f"Parameter {name!r} has shape {tuple(value.shape)}, but was "
+            f"{tuple(self.anchor[name].shape)} when this EWC was made: call grow_() if it has got "
+            f"further rows, else {carry}"
+        )
+
+    def unfrozen(self) -> list[str]:
+        """Return the names of parameters that were frozen when the EWC was made, and that
+        ``include`` and ``exclude`` would have let it protect, but that are trained now."""
+        trained = {name for name, p in self._model.named_parameters() if p.requires_grad}
+        return sorted(self._frozen & trained)
+
+    def _warn_of_unfrozen(self) -> None:
+        if names := self.unfrozen():
+            warnings.warn(
+                f"{len(names)} parameters, such as {names[0]!r}, were frozen when this EWC was "
+                "made and are trained now without any protection: make the EWC after unfreezing, "
+                "or name them in exclude.",
+                stacklevel=3,
+            )
 
     def _aligned(self) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
         """Return parameters, S and μ as lists in one order, as the fused operations need them."""
         return (
-            list(self._protected().values()),
+            list(self.values().values()),
             list(self.importance.values()),
             list(self.anchor.values()),
         )
@@ -372,6 +542,8 @@ class L2(EWC):
     This is Kirkpatrick's L2 in figure 2A: an EWC whose Fisher information is one everywhere.
     """
 
+    curvature = "identity"
+
     def __init__(
         self,
         model: nn.Module,
@@ -381,9 +553,25 @@ class L2(EWC):
     ) -> None:
         super().__init__(model, lam, rule="average", include=include, exclude=exclude)
 
+    def measure(
+        self, data: Any = None, estimator: str = "exact", **options: Any
+    ) -> dict[str, Tensor]:
+        """Return ones. Arguments are checked as :meth:`EWC.measure` takes them, and not used.
+
+        Raises:
+            TypeError: an option is unknown.
+            ValueError: the estimator is.
+        """
+        if estimator not in ESTIMATORS:
+            raise ValueError(
+                f"estimator must be one of {', '.join(ESTIMATORS)}, not {estimator!r}."
+            )
+        inspect.signature(options.pop("fisher", fisher_diagonal)).bind(None, None, **options)
+        return {name: torch.ones_like(value) for name, value in self.values().items()}
+
     def consolidate(self, data: Any = None, *args: Any, **options: Any) -> None:
-        """Make the present weights the anchor; data and estimator are not needed."""
-        self.merge({name: torch.ones_like(p) for name, p in self._protected().items()})
+        """Make the present weights the anchor; ``data`` is not needed."""
+        super().consolidate(data, *args, **options)
 
 
 class _Remembered:
@@ -421,32 +609,44 @@ def _non_negative(name: str, value: float) -> float:
     return float(value)
 
 
+def rates_by_name(lr: float | Mapping[str, float], names: Iterable[str]) -> dict[str, float]:
+    """Return the step size for each name, all of them checked."""
+    if not isinstance(lr, Mapping):
+        return dict.fromkeys(names, _non_negative("lr", lr))
+    return {name: _non_negative(f"lr[{name!r}]", value) for name, value in lr.items()}
+
+
 def _select(
     names: list[str], include: str | Sequence[str] | None, exclude: str | Sequence[str] | None
 ) -> list[str]:
     if not names:
         raise ValueError("model must have at least one trainable parameter, but it has none.")
-
-    def matching(argument: str, patterns: str | Sequence[str]) -> set[str]:
-        found = set()
-        for pattern in [patterns] if isinstance(patterns, str) else patterns:
-            hits = [name for name in names if fnmatchcase(name, pattern)]
-            if not hits:
+    for argument, patterns in (("include", include), ("exclude", exclude)):
+        for pattern in _patterns(patterns):
+            if not any(fnmatchcase(name, pattern) for name in names):
                 raise ValueError(
                     f"{argument} pattern {pattern!r} matches no trainable parameter; there are "
                     f"{', '.join(names)}."
                 )
-            found.update(hits)
-        return found
-
-    kept = set(names) if include is None else matching("include", include)
-    dropped = set() if exclude is None else matching("exclude", exclude)
-    selected = [name for name in names if name in kept - dropped]
+    selected = _matching(names, include, exclude)
     if not selected:
         raise ValueError(
             f"include={include!r} and exclude={exclude!r} leave no parameter to protect."
         )
     return selected
+
+
+def _matching(
+    names: list[str], include: str | Sequence[str] | None, exclude: str | Sequence[str] | None
+) -> list[str]:
+    def match(name: str, patterns: str | Sequence[str] | None) -> bool:
+        return any(fnmatchcase(name, pattern) for pattern in _patterns(patterns))
+
+    return [n for n in names if (include is None or match(n, include)) and not match(n, exclude)]
+
+
+def _patterns(patterns: str | Sequence[str] | None) -> Sequence[str]:
+    return [patterns] if isinstance(patterns, str) else patterns or []
 
 
 def _checked_fisher(fisher: Mapping[str, Tensor], name: str, parameter: Tensor) -> Tensor:

@@ -447,7 +447,7 @@ def test_a_state_of_another_rule_or_shape_changes_nothing():
     _, ewc, _ = after_tasks(2, "separate")
     state = ewc.state_dict()
     other = EWC(network(), rule="latest")
-    with pytest.raises(ValueError, match="consolidated under the rule 'separate'"):
+    with pytest.raises(ValueError, match="consolidated with rule='separate'"):
         other.load_state_dict(state)
     wider = EWC(mlp(3, [5], 2))
     with pytest.raises(RuntimeError, match="has shape"):
@@ -468,3 +468,118 @@ def test_it_follows_the_model_to_another_device():
     model.cuda()
     assert ewc.penalty().item() == pytest.approx(expected)
     ewc.proximal_step_(0.1)
+
+
+# --- what it protects, and around it -----------------------------------------------------------
+
+
+def test_consolidate_is_merge_of_measure():
+    data = (torch.randn(9, 3, dtype=torch.float64), torch.arange(9) % 2)
+    one, two = EWC(network()), EWC(network())
+    one.consolidate(data, "empirical", weight=2.0)
+    two.merge(two.measure(data, "empirical"), 2.0)
+    assert all(torch.equal(one.importance[n], two.importance[n]) for n in one.names)
+    assert two.values().keys() == two.weights().keys() == set(two.names)
+
+
+def test_measure_differentiates_what_is_protected_and_leaves_the_rest_as_it_was():
+    model = network()
+    model[0].bias.requires_grad_(False)
+    ewc = EWC(model, exclude="2.*")
+    data = (torch.randn(5, 3, dtype=torch.float64), torch.arange(5) % 2)
+    assert ewc.measure(data).keys() == {"0.weight"}
+    assert [p.requires_grad for p in model.parameters()] == [True, False, True, True]
+
+
+def test_layers_that_are_unfrozen_later_are_noticed():
+    model = network()
+    model[0].requires_grad_(False)
+    ewc = EWC(model, exclude="*.bias")
+    fisher = random_fisher(model, seed=0)
+    ewc.merge(fisher)
+    model[0].requires_grad_(True)
+    assert ewc.unfrozen() == ["0.weight"]  # the bias was left out on purpose
+    with pytest.warns(UserWarning, match=r"1 parameters, such as '0.weight', were frozen"):
+        ewc.merge(fisher)
+    with pytest.warns(UserWarning, match="trained now without any protection"):
+        ewc.attach(torch.optim.SGD(model.parameters(), lr=0.1))
+
+
+class Parent(nn.Module):
+    """A module that has a model and its EWC as parts, as a LightningModule does."""
+
+    def __init__(self, **options):
+        super().__init__()
+        self.net = network(dtype=torch.float32)
+        self.ewc = EWC(self.net, **options)
+
+
+def test_a_parent_that_loads_another_rule_is_refused():
+    saved = Parent(rule="separate")
+    saved.ewc.merge(random_fisher(saved.net, seed=0))
+    other = Parent(rule="online", gamma=0.5)
+    with pytest.raises(RuntimeError, match="consolidated with rule='separate'"):
+        other.load_state_dict(saved.state_dict())
+    assert (other.ewc.gamma, other.ewc.n_tasks) == (0.5, 0)
+    assert not any(b.any() for b in other.ewc.buffers())
+    same = Parent(rule="separate")
+    same.load_state_dict(saved.state_dict())
+    assert same.ewc.n_tasks == 1
+
+
+def test_an_l2_is_not_taken_for_a_mean_of_fishers():
+    l2 = L2(network())
+    l2.consolidate()
+    with pytest.raises(ValueError, match="with curvature='identity'"):
+        EWC(network(), rule="average").load_state_dict(l2.state_dict())
+
+
+@pytest.mark.parametrize("cast", ["half", "bfloat16", "double"])
+def test_a_parent_in_another_precision_leaves_importance_exact(cast):
+    parent = Parent(lam=2.0)
+    fisher = {n: 1e-9 * F for n, F in random_fisher(parent.net, seed=0).items()}  # 0 in float16
+    parent.ewc.merge(fisher)
+    before = {n: S.clone() for n, S in parent.ewc.importance.items()}
+    getattr(parent, cast)()
+    for name, S in parent.ewc.importance.items():
+        assert S.dtype == (torch.float64 if cast == "double" else torch.float32)
+        assert torch.equal(S.float(), before[name])
+    parent.ewc.proximal_step_(0.1)
+    parent.ewc.add_gradient_()
+
+
+def test_a_replaced_head_leaves_the_rest_to_carry_over():
+    model, ewc, _ = after_tasks(2, "separate")
+    model[2] = nn.Linear(4, 7).double()
+    with pytest.raises(RuntimeError, match=r"make a new one with exclude='2.weight'.*strict=False"):
+        ewc.penalty()
+    fresh = EWC(model, exclude="2.*")
+    fresh.load_state_dict(ewc.state_dict(), strict=False)
+    assert fresh.n_tasks == 2
+    for name in fresh.names:
+        assert torch.equal(fresh.importance[name], ewc.importance[name])
+        assert torch.equal(fresh.anchor[name], ewc.anchor[name])
+
+
+def test_the_penalty_of_what_was_carried_over_is_that_of_these_layers_alone():
+    model, ewc, stored = after_tasks(3, "separate")
+    kept = EWC(model, exclude="2.*")
+    kept.load_state_dict(ewc.state_dict(), strict=False)
+    first = {n for n in ewc.names if n.startswith("0.")}
+    now = snapshot(model)
+    expected = sum(
+        0.5 * ewc.lam * (F[n] * (now[n] - theta[n]).square()).sum()
+        for F, theta in stored
+        for n in first
+    )
+    assert kept.penalty().item() == pytest.approx(expected.item())
+
+
+def test_l2_checks_what_it_does_not_use():
+    l2 = L2(network())
+    with pytest.raises(ValueError, match="estimator must be one of exact"):
+        l2.consolidate(None, "nonsense")
+    with pytest.raises(TypeError, match="foo"):
+        l2.consolidate(None, foo=3)
+    l2.consolidate(None, "exact", n_samples=5, weight=2.0)
+    assert all((S == 1).all() for S in l2.importance.values())

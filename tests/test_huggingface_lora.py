@@ -20,7 +20,7 @@ from transformers import (
     TrainingArguments,
 )
 
-from ewc_tutorial import EWC
+from ewc_tutorial import EWC, diagnose
 from ewc_tutorial.huggingface import (
     EWCTrainer,
     LoraEWC,
@@ -28,6 +28,7 @@ from ewc_tutorial.huggingface import (
     pad_batch,
     sequence_fisher,
 )
+from ewc_tutorial.unlearning import TaskMemory
 
 VOCABULARY = 7
 
@@ -137,7 +138,7 @@ def test_delta_is_what_merging_adds(adapted):
     model, data = adapted
     ewc = consolidated(model, data)
     merged = dict(copy.deepcopy(model).merge_and_unload().named_parameters())
-    for name, delta in ewc.delta().items():
+    for name, delta in ewc.values().items():
         frozen = model.get_parameter(name)
         after = merged[name.removeprefix("base_model.model.").replace(".base_layer", "")]
         assert torch.allclose(frozen + delta, after, atol=1e-6)
@@ -330,3 +331,78 @@ def test_errors_say_what_would_be_right():
         LoraEWC(with_lora(bert(), target_modules=["word_embeddings"]))
     with pytest.raises(ValueError, match="matches no trainable"):
         LoraEWC(with_lora(gpt2()), include="nothing")
+
+
+# What works with an EWC works with what it protects
+
+
+def test_forgetting_the_last_task_leaves_no_penalty(adapted):
+    """The anchor is Δ at the earlier weights, not the frozen weight."""
+    model, data = adapted
+    ewc = LoraEWC(model, lam=5.0)
+    memory = TaskMemory(ewc)
+    for task in "AB":
+        memory.begin(task)
+        shake(model, 0.2, seed=ord(task))
+        memory.consolidate(data, "empirical", fisher=sequence_fisher)
+        if task == "A":
+            after_a = {n: v.detach().clone() for n, v in ewc.values().items()}
+    assert not any("base_layer" in name for name in memory["A"].after)
+    memory.forget("B")
+    for name, value in ewc.values().items():
+        assert torch.equal(value, after_a[name])
+        torch.testing.assert_close(ewc.anchor[name], after_a[name])
+    assert ewc.penalty().item() == pytest.approx(0.0, abs=1e-9)
+
+
+def test_forgetting_an_earlier_task_puts_the_anchor_where_its_update_is_missing(adapted):
+    model, data = adapted
+    ewc = LoraEWC(model, lam=5.0, rule="latest")
+    memory = TaskMemory(ewc)
+    for task in "AB":
+        memory.begin(task)
+        shake(model, 0.2, seed=ord(task))
+        memory.consolidate(data, "empirical", fisher=sequence_fisher)
+    memory.forget("A")
+    # Under this rule the anchor is where the last task ended, which is now where the model is.
+    for name, value in ewc.values().items():
+        torch.testing.assert_close(ewc.anchor[name], value.detach(), rtol=1e-5, atol=1e-6)
+
+
+def test_a_right_set_up_is_not_called_wrong(adapted):
+    model, data = adapted
+    ewc = consolidated(model, data)
+    assert [f.name for f in diagnose(model, ewc)] == []
+    shake(model, 0.2)
+    assert [f.name for f in diagnose(model, ewc)] == []
+    for S in ewc.importance.values():
+        S.zero_()
+    assert [f.name for f in diagnose(model, ewc)] == ["F is zero"]
+
+
+def test_a_bad_step_is_refused(adapted):
+    model, data = adapted
+    ewc = consolidated(model, data)
+    before = copy.deepcopy(model.state_dict())
+    for lr in (float("nan"), -1.0):
+        with pytest.raises(ValueError, match="lr must be a finite number"):
+            ewc.proximal_step_(lr)
+    assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
+
+
+def test_attach_moves_the_adapter_and_holds_at_any_strength(adapted):
+    model, data = adapted
+    ewc = consolidated(model, data, lam=1e6)
+    optimizer = torch.optim.Adam([p for p in model.parameters() if p.requires_grad], lr=1e-2)
+    penalties = []
+    with ewc.attach(optimizer):
+        for step in range(3):
+            optimizer.zero_grad()
+            generator = torch.Generator().manual_seed(step)
+            for p in ewc.weights().values():
+                p.grad = torch.randn(p.shape, generator=generator)
+            optimizer.step()
+            penalties.append(ewc.penalty().item())
+    optimizer.zero_grad()
+    shake(model, 1e-2)
+    assert max(penalties) < 0.05 * ewc.penalty().item()

@@ -9,6 +9,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -18,7 +19,7 @@ from torch import nn
 from ewc_tutorial.diagnosis.measured import check_checkpoint, check_fisher, check_measure
 from ewc_tutorial.diagnosis.moving import check_backward, check_penalty, check_step
 from ewc_tutorial.diagnosis.report import Diagnosis, Finding, Tensors
-from ewc_tutorial.diagnosis.stored import check_live, check_names, check_tensors
+from ewc_tutorial.diagnosis.stored import check_live, check_names, check_tensors, check_unfrozen
 from ewc_tutorial.ewc import EWC
 
 __all__ = ["Diagnosis", "Finding", "diagnose"]
@@ -91,11 +92,17 @@ def diagnose(
         )
         return report
     report = Diagnosis()
-    parameters = dict(model.named_parameters())
+    if isinstance(ewc, EWC):
+        values, weights = ewc.values, ewc.weights()
+        check_unfrozen(report, ewc)
+    else:
+        weights = dict(model.named_parameters())
+        values = partial(dict, weights)
+    protected = values()
     with _random_states():
-        usable = check_names(report, parameters, fisher, anchor)
-        usable = check_tensors(report, parameters, fisher, anchor, usable)
-        live = check_live(report, parameters, anchor, usable)
+        usable = check_names(report, protected, fisher, anchor)
+        usable = check_tensors(report, protected, fisher, anchor, usable)
+        live = check_live(report, protected, anchor, usable)
         S = {name: fisher[name] for name in usable}
         mu = {name: anchor[name] for name in usable}
         check_fisher(
@@ -103,8 +110,8 @@ def diagnose(
         )
         check_measure(report, model, data, measure, options)
         check_checkpoint(report, ewc, mu, checkpoint)
-        factor = check_penalty(report, model, parameters, S, penalty, lam, live)
-        check_backward(report, model, parameters, S, mu, backward, lam, live, factor)
+        factor = check_penalty(report, model, weights, values, S, mu, penalty, lam, live)
+        check_backward(report, model, weights, S, mu, backward, lam, live, factor)
         check_step(report, S, lam, lr)
     return report
 

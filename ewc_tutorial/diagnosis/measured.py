@@ -6,13 +6,14 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from ewc_tutorial.diagnosis import fisher_origin
 from ewc_tutorial.diagnosis.moving import values_at
 from ewc_tutorial.diagnosis.report import Diagnosis, Finding, Tensors
 from ewc_tutorial.ewc import EWC, L2
 from ewc_tutorial.fisher.samples import make_samples
+from ewc_tutorial.fisher.undisturbed import only_trainable
 
 
 def check_fisher(
@@ -29,8 +30,10 @@ def check_fisher(
     options: dict[str, Any],
 ) -> None:
     trainable = {name: p for name, p in model.named_parameters() if p.requires_grad}
-    names = [name for name in fisher if name in trainable]
-    moved = any(not torch.equal(anchor[n].to(trainable[n]), trainable[n].detach()) for n in names)
+    values = ewc.values() if isinstance(ewc, EWC) else trainable
+    measurable = dict(model.named_parameters())
+    names = [name for name in fisher if name in values and name in measurable]
+    moved = any(not _same(anchor[name], values[name]) for name in names)
     weight = 1.0
     why = None
     if data is None:
@@ -41,6 +44,8 @@ def check_fisher(
         why = f"{ewc.n_tasks} tasks are consolidated in it: diagnose after the first"
     elif not names or not any(fisher[n].any() for n in names):
         why = "there is no F to compare"
+    elif moved and any(values[name] is not measurable[name] for name in names):
+        why = "what is protected may have moved: diagnose right after consolidating"
     elif moved and len(names) < len(trainable):
         why = "the parameters without anchor may have moved: diagnose right after consolidating"
     elif moved and any(True for _ in model.buffers()):
@@ -52,7 +57,8 @@ def check_fisher(
         weight = ewc.get_extra_state()["total_weight"]
     size = batch_size or getattr(data, "batch_size", None) or 32
     tested = {name: fisher[name].detach() / weight for name in names}
-    with values_at(trainable, anchor):
+    there = anchor if moved else {}
+    with only_trainable(model, names), values_at(trainable, there):
         found = fisher_origin.explain(
             tested,
             model,
@@ -115,6 +121,14 @@ def check_checkpoint(
                 "make the anchor once, after the last step on the old task, and never again",
             )
         )
+
+
+def _same(anchor: Tensor, value: Tensor) -> bool:
+    """Whether a value is still at its anchor; one that is computed anew differs by rounding."""
+    here = value.detach()
+    if value.is_leaf:
+        return torch.equal(anchor.to(here), here)
+    return torch.allclose(anchor.to(here), here, rtol=1e-4, atol=1e-6 * float(here.abs().max()))
 
 
 def _gathered(data: Any, n_samples: int | None, size: int) -> list[fisher_origin.Batch]:

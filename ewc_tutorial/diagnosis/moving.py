@@ -17,30 +17,43 @@ from ewc_tutorial.fisher.undisturbed import undisturbed
 def check_penalty(
     report: Diagnosis,
     model: nn.Module,
-    parameters: Mapping[str, nn.Parameter],
+    weights: Mapping[str, nn.Parameter],
+    values: Callable[[], Tensors],
     fisher: Tensors,
+    anchor: Tensors,
     penalty: Callable[..., Any] | None,
     lam: float | None,
     live: list[str],
 ) -> float | None:
-    """Return how many times too large the penalty is, from its second difference."""
+    """Return how many times too large the penalty is, from second differences.
+
+    The weights are moved, and the penalty is compared with ½ Σ F (v − v*)² of the values v that
+    they stand for: in a quadratic, only F decides how much a second difference is.
+    """
     if penalty is None:
         report.skipped["size of the penalty"] = "needs penalty"
         return None
     if live or not fisher or lam == 0:
         report.skipped["size of the penalty"] = "λ is zero" if lam == 0 else "see above"
         return None
-    here = {name: parameters[name].detach().clone() for name in fisher}
+    if all(name in weights for name in fisher):
+        weights = {name: weights[name] for name in fisher}
+    here = {name: p.detach().clone() for name, p in weights.items()}
     delta = {name: _shift(p) for name, p in here.items()}
 
-    def value(sign: int) -> float:
+    def both(sign: int) -> tuple[float, float]:
         moved = {name: here[name] + sign * delta[name] for name in here}
-        with undisturbed(model), values_at(parameters, moved):
+        with undisturbed(model), values_at(weights, moved):
             found = _call(penalty, model)
-            return float(found.detach() if isinstance(found, Tensor) else found)
+            there = values()
+            textbook = sum(
+                0.5 * (fisher[n].double() * (there[n].detach() - anchor[n]).double() ** 2).sum()
+                for n in fisher
+            )
+            return float(found.detach() if isinstance(found, Tensor) else found), float(textbook)
 
-    curvature = value(1) + value(-1) - 2 * value(0)
-    expected = sum((fisher[n].double() * delta[n].double() ** 2).sum().item() for n in fisher)
+    (up, up0), (down, down0), (now, now0) = both(1), both(-1), both(0)
+    curvature, expected = up + down - 2 * now, up0 + down0 - 2 * now0
     report.checked.append("size of the penalty")
     if not expected:
         return None
@@ -72,7 +85,7 @@ def check_penalty(
 def check_backward(
     report: Diagnosis,
     model: nn.Module,
-    parameters: Mapping[str, nn.Parameter],
+    weights: Mapping[str, nn.Parameter],
     fisher: Tensors,
     anchor: Tensors,
     backward: Callable[[], Any] | None,
@@ -87,6 +100,9 @@ def check_backward(
     if live or not fisher or not lam:
         report.skipped["pull per optimizer step"] = "needs lam > 0" if not lam else "see above"
         return
+    if any(name not in weights for name in fisher):
+        report.skipped["pull per optimizer step"] = "what is protected is made of other weights"
+        return
     here = {name: tensor.detach().clone() for name, tensor in anchor.items()}
     delta = {name: _shift(tensor) for name, tensor in here.items()}
 
@@ -100,7 +116,7 @@ def check_backward(
                 torch.manual_seed(0)
                 backward()
             zero = torch.zeros(())
-            return {n: (zero if parameters[n].grad is None else parameters[n].grad) for n in here}
+            return {n: (zero if weights[n].grad is None else weights[n].grad) for n in here}
         finally:
             for p, grad in saved:
                 p.grad = grad

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from ewc_tutorial.diagnosis.report import Diagnosis, Finding, Tensors
+from ewc_tutorial.ewc import EWC
 
 
 def check_names(
@@ -103,6 +104,19 @@ def _broadcast(a: torch.Size, b: torch.Size) -> str:
     except RuntimeError:
         return "and their difference raises an error"
     return "and PyTorch stretches one over the other without a word"
+
+
+def check_unfrozen(report: Diagnosis, ewc: EWC) -> None:
+    report.checked.append("unfrozen layers")
+    if names := ewc.unfrozen():
+        report.findings.append(
+            Finding(
+                "unprotected",
+                f"{len(names)} parameters are trained now that were frozen when the EWC was made, "
+                f"so nothing protects them: {', '.join(names)}",
+                "make the EWC after unfreezing, or name them in exclude",
+            )
+        )
 
 
 def check_live(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import ExitStack, contextmanager
 
 import torch
@@ -58,3 +58,16 @@ def _recurrent_layers_step_by_step() -> Iterator[None]:
             yield
         finally:
             torch.backends.mkldnn.enabled = before
+
+
+@contextmanager
+def only_trainable(model: nn.Module, names: Collection[str]) -> Iterator[None]:
+    """Let just the parameters ``names`` be trainable for a while."""
+    before = {parameter: parameter.requires_grad for parameter in model.parameters()}
+    try:
+        for name, parameter in model.named_parameters():
+            parameter.requires_grad_(name in names)
+        yield
+    finally:
+        for parameter, flag in before.items():
+            parameter.requires_grad_(flag)

@@ -16,14 +16,13 @@ with the Fisher information of the frozen weight, which is that of Δ, for ∂�
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from ewc_tutorial.ewc import EWC
-from ewc_tutorial.huggingface.sequences import only_trainable
+from ewc_tutorial.ewc import EWC, rates_by_name
 
 
 class LoraEWC(EWC):
@@ -60,63 +59,94 @@ class LoraEWC(EWC):
         self._layers = _lora_layers(model, adapter)
         super().__init__(model, lam, rule, gamma, include, exclude)
 
-    def delta(self) -> dict[str, Tensor]:
-        """Return Δ = s·BA per protected weight, in the weight's own layout, differentiable."""
-        return {
-            name: layer.get_delta_weight(self._adapter)
-            for name, layer in self._layers.items()
-            if name in self.names
-        }
+    def values(self) -> dict[str, Tensor]:
+        """Return Δ = s·BA per protected weight, in the weight's own layout, differentiable, and
+        what is protected as it is."""
+        parameters = dict(self.model.named_parameters())
+        return self._checked(
+            {
+                name: self._layers[name].get_delta_weight(self._adapter)
+                if name in self._layers
+                else parameters[name]
+                for name in self.names
+                if name in self._layers or name in parameters
+            }
+        )
 
-    def consolidate(
-        self, data: Any, estimator: str = "exact", *, weight: float = 1.0, **options: Any
-    ) -> None:
-        """Do what :meth:`EWC.consolidate` does, with the Fisher information of the weights.
-
-        For dicts of sequences take
-        :func:`~ewc_tutorial.huggingface.consolidate` instead.
-        """
-        with only_trainable(self.model, self.names):
-            super().consolidate(data, estimator, weight=weight, **options)
+    def weights(self) -> dict[str, Tensor]:
+        """Return A and B of every protected weight, and what is protected as it is."""
+        names = {id(p): name for name, p in self.model.named_parameters()}
+        found = {}
+        for name in self.names:
+            if name in self._layers:
+                A, B = self._factors(name)
+                found |= {names[id(A)]: A, names[id(B)]: B}
+            else:
+                found[name] = self.model.get_parameter(name)
+        return found
 
     @torch.no_grad()
     def add_gradient_(self) -> None:
         """Add the penalty's gradient by A and B to their ``.grad``."""
         if not self.n_tasks or not self.lam:
             return
+        trainable = [p for p in self.weights().values() if p.requires_grad]
         with torch.enable_grad():
-            trainable = [p for p in self.model.parameters() if p.requires_grad]
-            gradients = torch.autograd.grad(self.penalty(), trainable, materialize_grads=True)
+            gradients = torch.autograd.grad(self.penalty(), trainable)
         for parameter, gradient in zip(trainable, gradients, strict=True):
             parameter.grad = gradient if parameter.grad is None else parameter.grad.add_(gradient)
 
     @torch.no_grad()
-    def proximal_step_(self, lr: float) -> None:
-        """Move B, then A, each to the minimum of penalty + ‖change‖²/2η with the other held fixed.
+    def proximal_step_(
+        self,
+        lr: float | Mapping[str, float],
+        scale: Mapping[str, float | Tensor] | None = None,
+    ) -> None:
+        """Move B, then A, each to the minimum of penalty + d·change²/2η with the other held fixed.
 
         In B alone the penalty is quadratic, one small system of equations per row, and so it is in
         A per column. Each half-step is exact, so the penalty never grows, at any λ; for small η
-        both together are a gradient step.
+        both together are a gradient step. ``lr`` and ``scale`` go by the names of :meth:`weights`.
+
+        Raises:
+            ValueError: as :meth:`EWC.proximal_step_`.
         """
-        if not self.n_tasks or not self.lam or not lr:
+        weights = self.weights()
+        rates = rates_by_name(lr, weights)
+        if not self.n_tasks or not self.lam:
             return
-        c = lr * self.lam
+        scale = scale or {}
+        names = {id(p): name for name, p in weights.items()}
+
+        def moves(parameter: Tensor) -> tuple[float, float | Tensor] | None:
+            name = names[id(parameter)]
+            if not parameter.requires_grad or not rates.get(name):
+                return None
+            return rates[name] * self.lam, scale.get(name, 1.0)
+
         for name in self.names:
             S, mu = self.importance[name], self.anchor[name]
             if name not in self._layers:
-                parameter = self.model.get_parameter(name)
-                pull = 1 / (1 + 1 / (c * S))
-                parameter.copy_(parameter.to(mu).lerp_(mu, pull))
+                if move := moves(weights[name]):
+                    c, d = move
+                    pull = 1 / (1 + d / (c * S))
+                    weights[name].copy_(weights[name].to(mu).lerp_(mu, pull))
                 continue
             layer = self._layers[name]
             if layer.fan_in_fan_out:
                 S, mu = S.T, mu.T
-            A, B = layer.lora_A[self._adapter].weight, layer.lora_B[self._adapter].weight
+            A, B = self._factors(name)
             s = layer.scaling[self._adapter]
-            if B.requires_grad:
-                B.copy_(_proximal_rows(B, s * A, S, mu, c))
-            if A.requires_grad:
-                A.copy_(_proximal_rows(A.T, s * B.T, S.T, mu.T, c).T)
+            if move := moves(B):
+                B.copy_(_proximal_rows(B, s * A, S, mu, *move))
+            if move := moves(A):
+                c, d = move
+                d = d.T if isinstance(d, Tensor) else d
+                A.copy_(_proximal_rows(A.T, s * B.T, S.T, mu.T, c, d).T)
+
+    def _factors(self, name: str) -> tuple[nn.Parameter, nn.Parameter]:
+        layer = self._layers[name]
+        return layer.lora_A[self._adapter].weight, layer.lora_B[self._adapter].weight
 
     def _candidates(self) -> list[str]:
         parts = {
@@ -127,10 +157,6 @@ class LoraEWC(EWC):
         others = [n for n, p in self.model.named_parameters() if p.requires_grad]
         others = [n for n in others if id(self.model.get_parameter(n)) not in parts]
         return [*self._layers, *others]
-
-    def _current(self) -> dict[str, Tensor]:
-        deltas = {n: layer.get_delta_weight(self._adapter) for n, layer in self._layers.items()}
-        return dict(self.model.named_parameters()) | deltas
 
 
 def _lora_layers(model: nn.Module, adapter: str) -> dict[str, Any]:
@@ -159,19 +185,23 @@ def _lora_layers(model: nn.Module, adapter: str) -> dict[str, Any]:
     return found
 
 
-def _proximal_rows(rows: Tensor, basis: Tensor, S: Tensor, mu: Tensor, c: float) -> Tensor:
-    """Return, for each row b₀ of (R, r), the b that minimises c/2 Σ S (b·basis − μ)² + ½‖b − b₀‖².
+def _proximal_rows(
+    rows: Tensor, basis: Tensor, S: Tensor, mu: Tensor, c: float, d: float | Tensor
+) -> Tensor:
+    """Return, for each row b₀, the b that minimises c/2 Σ S (b·basis − μ)² + ½ Σ d (b − b₀)².
 
     Args:
         rows: (R, r).
         basis: (r, D).
         S, mu: (R, D).
         c: η·λ.
+        d: a number, or (R, r).
     """
     wide = [t.to(torch.float64) if t.device.type != "mps" else t for t in (rows, basis, S, mu)]
-    rows64, basis, S, mu = wide
+    rows_wide, basis, S, mu = wide
+    d = torch.as_tensor(d).to(rows_wide).expand_as(rows_wide)
     r = len(basis)
     pairs = (basis[:, None] * basis).reshape(r * r, -1)
-    system = c * (S @ pairs.T).reshape(-1, r, r) + torch.eye(r).to(S)
-    right = rows64 + c * (S * mu) @ basis.T
+    system = c * (S @ pairs.T).reshape(-1, r, r) + torch.diag_embed(d)
+    right = d * rows_wide + c * (S * mu) @ basis.T
     return torch.linalg.solve(system, right.unsqueeze(-1)).squeeze(-1).to(rows.dtype)

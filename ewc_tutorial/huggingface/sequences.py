@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -37,7 +36,7 @@ DEFAULT_BATCH = 16
 def consolidate(
     ewc: EWC, data: Any, estimator: str = "sampled", *, weight: float = 1.0, **options: Any
 ) -> None:
-    """Measure the Fisher information on ``data`` at the present weights and remember both.
+    """:meth:`EWC.consolidate` with :func:`sequence_fisher`: one sample is one sequence.
 
     Give it the *old* data: what the model has learned and shall keep, never what comes next.
 
@@ -50,9 +49,7 @@ def consolidate(
     Raises:
         TypeError, ValueError: as :func:`sequence_fisher` and :meth:`EWC.merge`.
     """
-    with only_trainable(ewc.model, ewc.names):
-        fisher = sequence_fisher(ewc.model, data, estimator, **options)
-    ewc.merge(fisher, weight)
+    ewc.consolidate(data, estimator, weight=weight, fisher=sequence_fisher, **options)
 
 
 def sequence_fisher(
@@ -139,20 +136,6 @@ def infer_task(model: nn.Module) -> str:
     raise ValueError(
         f"task is not clear from the class {name}: pass task, one of {', '.join(TASKS)}."
     )
-
-
-@contextmanager
-def only_trainable(model: nn.Module, names: Sequence[str]) -> Iterator[None]:
-    """Let just the parameters ``names`` be trainable for a while."""
-    before = {parameter: parameter.requires_grad for parameter in model.parameters()}
-    try:
-        wanted = set(names)
-        for name, parameter in model.named_parameters():
-            parameter.requires_grad_(name in wanted)
-        yield
-    finally:
-        for parameter, flag in before.items():
-            parameter.requires_grad_(flag)
 
 
 class _Rows(nn.Module):

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch.utils.hooks import RemovableHandle
 from transformers import Trainer, TrainerCallback
 from transformers.trainer_utils import get_last_checkpoint
 
@@ -45,9 +46,8 @@ class EWCTrainerMixin:
             ``eval_old_NAME_loss``.
         ewc_update: ``gradient`` adds λS(θ − μ) to the gradients, so that training ends where
             loss plus penalty is least, with any optimizer; λ then means what Bayes' rule says.
-            ``proximal`` moves the weights after the optimizer's step and is stable at every λ; with
-            Adam the penalty is then decoupled from Adam's scaling, as weight decay is in AdamW, and
-            the same λ pulls far less.
+            ``proximal`` is :meth:`EWC.attach <ewc_tutorial.EWC.attach>`: training ends at the same
+            place and is stable at every λ.
 
     Raises:
         ValueError: ``ewc`` belongs to another model, or ``ewc_update`` is unknown.
@@ -69,6 +69,7 @@ class EWCTrainerMixin:
         self.old_eval_dataset = old_eval_dataset
         self.ewc_update = ewc_update
         self._old_prefix: str | None = None
+        self._attached: RemovableHandle | None = None
         if ewc is None:
             return
         if ewc.model is not self.model:
@@ -89,7 +90,11 @@ class EWCTrainerMixin:
             folder = get_last_checkpoint(self.args.output_dir) if given is True else given
             if folder is not None:
                 self._load_ewc(Path(folder) / EWC_FILE)
-        return super().train(resume_from_checkpoint, *args, **kwargs)
+        try:
+            return super().train(resume_from_checkpoint, *args, **kwargs)
+        finally:
+            if self._attached is not None:
+                self._attached.remove()
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         super().save_model(output_dir, _internal_call)
@@ -162,16 +167,9 @@ class EWCTrainerMixin:
                 self.accelerator.unscale_gradients()
             self.ewc.add_gradient_()
 
-    def _after_step(self) -> None:
-        if self.ewc_update != "proximal" or self.accelerator.optimizer_step_was_skipped:
-            return
-        rates = {group["lr"] for group in self.optimizer.param_groups}
-        if len(rates) > 1:
-            raise ValueError(
-                f"ewc_update='proximal' needs one learning rate, but there are {sorted(rates)}: "
-                "take ewc_update='gradient'."
-            )
-        self.ewc.proximal_step_(rates.pop())
+    def _at_begin(self) -> None:
+        if self.ewc_update == "proximal":
+            self._attached = self.ewc.attach(self.optimizer)
 
 
 class EWCTrainer(EWCTrainerMixin, Trainer):
@@ -179,13 +177,13 @@ class EWCTrainer(EWCTrainerMixin, Trainer):
 
 
 class _AtEachStep(TrainerCallback):
-    """Calls the trainer before and after each step of the optimizer."""
+    """Calls the trainer when training begins and before each step of the optimizer."""
 
     def __init__(self, trainer: EWCTrainerMixin) -> None:
         self._trainer = trainer
 
+    def on_train_begin(self, *args: Any, **kwargs: Any) -> None:
+        self._trainer._at_begin()
+
     def on_pre_optimizer_step(self, *args: Any, **kwargs: Any) -> None:
         self._trainer._before_step()
-
-    def on_optimizer_step(self, *args: Any, **kwargs: Any) -> None:
-        self._trainer._after_step()

@@ -22,7 +22,6 @@ import torch
 from torch import Tensor, nn
 
 from ewc_tutorial.ewc import EWC
-from ewc_tutorial.fisher import fisher_diagonal
 from ewc_tutorial.unlearning.records import FolderRecords, MemoryRecords, TaskRecord
 
 
@@ -165,7 +164,7 @@ class TaskMemory:
         """:meth:`EWC.consolidate <ewc_tutorial.ewc.EWC.consolidate>` the task that has begun, and
         record it. Arguments and errors are the same; :meth:`merge` has the rest."""
         self._begun()
-        self.merge(fisher_diagonal(self.ewc.model, data, estimator, **options), weight)
+        self.merge(self.ewc.measure(data, estimator, **options), weight)
 
     def merge(self, fisher: Mapping[str, Tensor], weight: float = 1.0) -> None:
         """:meth:`EWC.merge <ewc_tutorial.ewc.EWC.merge>` the task that has begun, and record it.
@@ -229,15 +228,15 @@ class TaskMemory:
         _assign(dict(self.ewc.model.named_parameters()), weights)
 
     def _replay(self, records: Iterable[TaskRecord]) -> None:
-        """Let the EWC meet these tasks and no others."""
+        """Let the EWC meet these tasks and no others, each at the weights that it had then."""
         parameters = dict(self.ewc.model.named_parameters())
+        values = self.ewc.values()
         self.ewc.reset()
-        for record in records:
-            fisher, at = (
-                {name: _padded(part[name], parameters[name]) for name in self.ewc.names}
-                for part in (record.fisher, record.after)
-            )
-            self.ewc.merge(fisher, record.weight, at=at)
+        with _weights_put_back(parameters):
+            for record in records:
+                _assign(parameters, {n: _padded(w, parameters[n]) for n, w in record.after.items()})
+                fisher = {name: _padded(record.fisher[name], values[name]) for name in values}
+                self.ewc.merge(fisher, record.weight)
 
     def _begun(self) -> tuple[str, dict[str, Tensor]]:
         if not self._open:
@@ -253,9 +252,8 @@ class TaskMemory:
 
     def _trainable(self) -> dict[str, Tensor]:
         model: nn.Module = self.ewc.model
-        names = {name for name, p in model.named_parameters() if p.requires_grad}
-        names.update(self.ewc.names)
-        return {name: _stored(p) for name, p in model.named_parameters() if name in names}
+        trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
+        return {name: _stored(p) for name, p in (trained | self.ewc.weights()).items()}
 
 
 def _stored(tensor: Tensor) -> Tensor:
@@ -289,6 +287,15 @@ def _subtracted(weights: Mapping[str, Tensor], gone: TaskRecord) -> dict[str, Te
 def _assign(parameters: Mapping[str, nn.Parameter], weights: Mapping[str, Tensor]) -> None:
     for name, value in weights.items():
         parameters[name].copy_(value)
+
+
+@contextmanager
+def _weights_put_back(parameters: Mapping[str, nn.Parameter]) -> Iterator[None]:
+    saved = {name: parameter.detach().clone() for name, parameter in parameters.items()}
+    try:
+        yield
+    finally:
+        _assign(parameters, saved)
 
 
 @contextmanager
