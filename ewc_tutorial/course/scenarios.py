@@ -144,7 +144,7 @@ def grow_linear(layer: nn.Linear, weight: Tensor, bias: Tensor) -> nn.Linear:
     return grown
 
 
-def masked_log_softmax(logits: Tensor, active: Tensor) -> Tensor:
+def masked_log_probs(logits: Tensor, active: Tensor) -> Tensor:
     """Return log-probabilities among the active classes; −∞ for the others.
 
     Args:
@@ -363,7 +363,7 @@ def joint_problem(
     def loss(logits: Tensor, y: Tensor) -> Tensor:
         columns = torch.arange(logits.shape[1], device=y.device)
         active = columns // size == (y // size)[:, None]
-        return functional.nll_loss(masked_log_softmax(logits, active), y)
+        return functional.nll_loss(masked_log_probs(logits, active), y)
 
     return _AllHeads(net), TensorDataset(x, y), loss
 

@@ -187,8 +187,8 @@ def overlap_by_layer(
     return ax
 
 
-def lam_ladder(
-    lams: ArrayLike,
+def lambda_ladder(
+    lambdas: ArrayLike,
     accuracies: Mapping[str, ArrayLike],
     ax: Axes | None = None,
     bayes: float | None = None,
@@ -197,7 +197,7 @@ def lam_ladder(
     """Draw accuracies against λ on a logarithmic axis.
 
     Args:
-        lams: ``(L,)`` values of λ > 0.
+        lambdas: ``(L,)`` values of λ > 0.
         accuracies: what the line is called → ``(runs, L)``.
         ax: where to draw.
         bayes: the value N_A / N_B that Bayes' rule gives; marked if given.
@@ -207,7 +207,7 @@ def lam_ladder(
     looks = zip(["-", "--", ":", "-."], "osD^", ["C0", "C1", "C2", "C4"], strict=True)
     for (name, runs), (line, marker, color) in zip(accuracies.items(), looks, strict=False):
         curve_with_band(
-            ax, lams, runs, linestyle=line, marker=marker, markersize=5, color=color, label=name
+            ax, lambdas, runs, linestyle=line, marker=marker, markersize=5, color=color, label=name
         )
     ax.set(xscale="log", xlabel="λ", ylabel="test accuracy", ylim=(0, 1.02))
     for value, text in ((bayes, "Bayes: $N_A/N_B$"), (chosen, "chosen")):

@@ -105,10 +105,10 @@ def protection(
     """
     ax = axes_or_new(ax, (7.2, 4.4))
     named: list[tuple[float, float]] = []
-    for method, (new, old, lams) in points.items():
+    for method, (new, old, lambdas) in points.items():
         new, old = np.atleast_2d(np.asarray(new)), np.atleast_2d(np.asarray(old))
         look = _look(method)
-        one = len(lams) == 1
+        one = len(lambdas) == 1
         ax.errorbar(
             new.mean(0),
             old.mean(0),
@@ -119,7 +119,7 @@ def protection(
             elinewidth=0.8,
             **(look | ({"linestyle": "none"} if one else {})),
         )
-        for x, y, lam in zip(new.mean(0), old.mean(0), lams, strict=True):
+        for x, y, lam in zip(new.mean(0), old.mean(0), lambdas, strict=True):
             # Where curves meet, one number is enough.
             near = any(np.hypot(np.log(x / u), np.log(y / v)) < 0.06 for u, v in named)
             if not one and not near:

@@ -213,7 +213,7 @@ def stretch_over_steps(runs: Mapping[str, ArrayLike], ax: Axes | None = None) ->
 
 
 def accuracy_by_lambda(
-    lams: ArrayLike | Mapping[str, ArrayLike],
+    lambdas: ArrayLike | Mapping[str, ArrayLike],
     curves: Mapping[str, ArrayLike],
     ax: Axes | None = None,
     *,
@@ -223,14 +223,14 @@ def accuracy_by_lambda(
     """Draw test accuracies on the old task and the new one over λ, one pair of lines per estimator.
 
     Args:
-        lams: ``(L,)`` shared by all curves, or a mapping from estimator to its own.
+        lambdas: ``(L,)`` shared by all curves, or a mapping from estimator to its own.
         curves: estimator → ``(L, 2)``, accuracy on A (filled markers) and on B (hollow markers).
         bayes: the value N_A / N_B, marked with a vertical line.
         xlabel: what λ is multiplied by, if anything.
     """
     ax = axes_or_new(ax)
     for name, values in curves.items():
-        x = lams[name] if isinstance(lams, Mapping) else lams
+        x = lambdas[name] if isinstance(lambdas, Mapping) else lambdas
         old, new = np.asarray(values).T
         style = ESTIMATOR_STYLE[name]
         ax.plot(x, old, ms=6, label=f"A, F {name}", **style)
@@ -242,7 +242,7 @@ def accuracy_by_lambda(
 
 
 def stability(
-    lams: ArrayLike,
+    lambdas: ArrayLike,
     gradient: ArrayLike,
     proximal: ArrayLike,
     critical: float,
@@ -253,25 +253,25 @@ def stability(
     """Draw the accuracy on the old task over λ for gradient and proximal steps.
 
     Args:
-        lams: ``(L,)``.
+        lambdas: ``(L,)``.
         gradient, proximal: ``(L,)``, accuracies on A; not-a-number where training diverged, drawn
             as a cross at the bottom.
         critical: the λ at which η λ max F = 2.
         bayes: the value N_A / N_B, marked with a vertical line.
     """
     ax = axes_or_new(ax, (6.6, 3.6))
-    lams = np.asarray(lams, dtype=float)
+    lambdas = np.asarray(lambdas, dtype=float)
     bottom = 0.6
     for name, values in (("proximal", proximal), ("gradient", gradient)):
         values = np.asarray(values, dtype=float)
         size = 6 if name == "proximal" else 9  # where both agree, both are seen
         ax.plot(
-            lams, values, ms=size, mfc="none", mew=2, label=f"{name} step", **_UPDATE_STYLE[name]
+            lambdas, values, ms=size, mfc="none", mew=2, label=f"{name} step", **_UPDATE_STYLE[name]
         )
         lost = np.isnan(values)
-        ax.plot(lams[lost], np.full(lost.sum(), bottom + 0.02), "x", ms=9, mew=2, color="C3")
+        ax.plot(lambdas[lost], np.full(lost.sum(), bottom + 0.02), "x", ms=9, mew=2, color="C3")
         if lost.any():
-            middle = float(np.sqrt(lams[lost][0] * lams[lost][-1]))
+            middle = float(np.sqrt(lambdas[lost][0] * lambdas[lost][-1]))
             ax.text(middle, bottom + 0.04, f"{name} step: diverged", color="C3", ha="center")
     ax.axvline(critical, color="C3", lw=1.2, linestyle=":", label="η λ max F = 2")
     if bayes is not None:

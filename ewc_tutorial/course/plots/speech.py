@@ -146,7 +146,7 @@ def error_rate_moves(
 
 
 def error_rates_by_lambda(
-    lams: Sequence[float],
+    lambdas: Sequence[float],
     old: ArrayLike,
     new: ArrayLike,
     plain: tuple[ArrayLike, ArrayLike],
@@ -157,7 +157,7 @@ def error_rates_by_lambda(
     """Draw word error rates on old and new voices over λ, with plain fine-tuning as dashed lines.
 
     Args:
-        lams: ``(K,)``, increasing.
+        lambdas: ``(K,)``, increasing.
         old, new: rates ``(seeds, K)`` in [0, …].
         plain: rates without penalty on old and new voices, ``(seeds,)`` each.
         ax: where to draw.
@@ -170,7 +170,7 @@ def error_rates_by_lambda(
         (new, plain[1], VOICES["new"], "C1", "s"),
     ):
         look = {"color": color, "marker": marker, "label": name}
-        curve_with_band(ax, lams, 100 * np.asarray(rates), **look)
+        curve_with_band(ax, lambdas, 100 * np.asarray(rates), **look)
         ax.axhline(100 * np.mean(reference), color=color, ls="--", lw=1)
     if bayes is not None:
         ax.axvline(bayes, color="0.4", ls=":", label="$N_A/N_B$")
