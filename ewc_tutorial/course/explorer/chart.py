@@ -120,9 +120,9 @@ class _Views:
             {
                 "step": int(step),
                 "what": name,
-                "ys": _short(mean[:, t, e]),
-                "lows": _short(mean[:, t, e] - error[:, t, e]),
-                "highs": _short(mean[:, t, e] + error[:, t, e]),
+                "ys": _short(mean[:, e, t]),
+                "lows": _short(mean[:, e, t] - error[:, e, t]),
+                "highs": _short(mean[:, e, t] + error[:, e, t]),
             }
             for t, name in enumerate(r.tasks)
             for e, step in enumerate(r.steps)
@@ -166,7 +166,7 @@ class _Views:
         """Return rows for the ghost's first task, at that of its λ that is nearest to each."""
         places = np.array([self.place[lam] for lam in self.ghost.lambdas.tolist()])
         nearest = [int(np.abs(places - x).argmin()) for x in self.x]
-        mean = self.ghost.curves.mean(axis=1)[nearest, 0]
+        mean = self.ghost.curves.mean(axis=1)[nearest, :, 0]
         rows = []
         for e, step in enumerate(self.ghost.steps):
             row = dict.fromkeys(("ys", "lows", "highs"), _short(mean[:, e]))

@@ -156,7 +156,7 @@ def curves_at(
 
     Args:
         steps: ``(E,)`` training steps.
-        curves: ``(S, T, E)`` test accuracies.
+        curves: ``(S, E, T)`` test accuracies.
         boundaries: ``(T,)`` the step at which each task's training ended.
         tasks: their names.
         ax: where to draw.
@@ -168,7 +168,7 @@ def curves_at(
     for t, (name, start, end) in enumerate(zip(tasks, starts, boundaries, strict=True)):
         seen = steps >= start
         curve_with_band(
-            ax, steps[seen], curves[:, t][:, seen], color=f"C{t % 10}",
+            ax, steps[seen], curves[:, seen, t], color=f"C{t % 10}",
             linestyle=_TASK_LINES[t % len(_TASK_LINES)], label=f"on {name}",
         )  # fmt: skip
         if start:
@@ -196,7 +196,7 @@ def curves_by_lambda(
     Args:
         lambdas: ``(L,)``.
         steps: ``(E,)`` training steps.
-        curves: ``(L, S, T, E)`` test accuracies.
+        curves: ``(L, S, E, T)`` test accuracies.
         boundaries: ``(T,)`` the step at which each task's training ended.
         tasks: their names.
         columns: panels in a row.
