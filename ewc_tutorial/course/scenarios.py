@@ -24,6 +24,7 @@ from ewc_tutorial.course.tasks import Task, joined, split_tasks
 from ewc_tutorial.course.training import OptimizerFactory, accuracies, train
 from ewc_tutorial.ewc import EWC
 from ewc_tutorial.fisher import fisher_diagonal
+from ewc_tutorial.randomness import as_generator
 
 SCENARIOS = ("task", "domain", "class")
 #: The Fisher information is measured once, after a task, or all along its training.
@@ -161,7 +162,7 @@ class MovingFisher:
         batch_size: samples per measurement.
         estimator: as for :func:`~ewc_tutorial.fisher.fisher_diagonal`; ``batched`` squares the
             gradient of each measurement's whole batch, as public code often does.
-        generator: draws the batches.
+        generator: draws the batches, and the labels of ``sampled``.
     """
 
     def __init__(
@@ -171,13 +172,13 @@ class MovingFisher:
         every: int = 1,
         batch_size: int = 32,
         estimator: str = "exact",
-        generator: torch.Generator | None = None,
+        generator: torch.Generator | int | None = None,
     ) -> None:
         part = data.train if isinstance(data, Task) else data
         self._x, self._y = part.tensors
         self._model, self._every, self._size = model, every, batch_size
         self._estimator = estimator
-        self._generator = generator or torch.Generator().manual_seed(0)
+        self._generator = as_generator(generator)
         self._sums: dict[str, Tensor] = {}
         #: Number of measurements so far.
         self.count = 0
@@ -265,7 +266,7 @@ def learn_scenario(
                 f"{net.scenario!r} task {index} must have {first} to "
                 f"{first + net.classes_per_task - 1}."
             )
-    order, labels, moving_order = (torch.Generator().manual_seed(seed) for _ in range(3))
+    order, labels, moving_order = (as_generator(seed) for _ in range(3))
     net.begin(0)
     record = Recorder(lambda: scenario_accuracies(net, tasks), evaluations)
     options = {"steps": steps, "lr": lr, "batch_size": batch_size, "optimizer": optimizer}

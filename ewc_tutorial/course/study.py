@@ -78,7 +78,7 @@ class Study:
         return memory
 
     def learn_one(
-        self, memory: TaskMemory, task: Task, generator: torch.Generator | int = 0
+        self, memory: TaskMemory, task: Task, generator: torch.Generator | int | None = None
     ) -> None:
         """Learn one further task with the penalty of ``memory.ewc``, and record it."""
         ewc = memory.ewc

@@ -6,7 +6,7 @@ initial weights, batches in the same order and the same number of steps.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +17,7 @@ from tqdm.auto import trange
 from ewc_tutorial.course.recorder import History, Recorder
 from ewc_tutorial.course.tasks import Task, joined
 from ewc_tutorial.ewc import EWC
+from ewc_tutorial.randomness import as_generator
 
 #: How the penalty enters a step: after it (stable at every λ), as a gradient, or in the loss.
 UPDATES = ("proximal", "gradient", "loss")
@@ -69,8 +70,6 @@ def train(
     device = _device_of(model)
     x, y = (t.to(device) for t in _training_part(data).tensors)
     steps = count_steps(len(x), batch_size, epochs, steps)
-    if not isinstance(generator, torch.Generator):
-        generator = torch.Generator().manual_seed(generator or 0)
     parameters = [p for p in model.parameters() if p.requires_grad]
     optim = optimizer(parameters, lr=lr)
     losses = torch.empty(steps, device=device)
@@ -154,8 +153,7 @@ def learn(
     tests = [task.test.tensors for task in tasks]
     # One stream of batches, and another one for labels, so that a method that draws labels sees
     # the same batches as one that does not.
-    order = torch.Generator().manual_seed(seed)
-    labels = torch.Generator().manual_seed(seed)
+    order, labels = as_generator(seed), as_generator(seed)
     record = Recorder(lambda: accuracies(model, tests), evaluations)
     for index, task in enumerate(tasks):
         budget = count_steps(len(task.train), batch_size, epochs, steps)
@@ -197,9 +195,9 @@ def accuracies(model: nn.Module, parts: Iterable[Sequence[Tensor]]) -> list[floa
         model.train(was_training)
 
 
-def batches(n: int, batch_size: int, generator: torch.Generator) -> Iterable[Tensor]:
+def batches(n: int, batch_size: int, generator: torch.Generator | int | None) -> Iterator[Tensor]:
     """Yield row numbers for ever: each epoch a new permutation, cut into full batches."""
-    batch_size = min(batch_size, n)
+    batch_size, generator = min(batch_size, n), as_generator(generator)
     while True:
         rows = torch.randperm(n, generator=generator)
         yield from rows[: n - n % batch_size].split(batch_size)
