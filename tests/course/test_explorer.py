@@ -18,7 +18,8 @@ from ewc_tutorial.course.explorer import LAMBDAS, LambdaExplorer, figure_slider,
 from ewc_tutorial.course.explorer import lab as lab_module
 from ewc_tutorial.course.explorer.chart import chart
 from ewc_tutorial.course.explorer.page import page
-from ewc_tutorial.course.explorer.words import readouts, standard_error, verdicts
+from ewc_tutorial.course.explorer.words import readouts, verdicts
+from ewc_tutorial.course.plots.style import standard_error
 from ewc_tutorial.course.sweep.result import SweepResult
 
 GRID = [0.0, 0.1, 1.0, 10.0, 1000.0]
@@ -244,8 +245,8 @@ def test_a_guess_within_the_standard_error_is_called_so():
 
 def test_the_standard_error_is_that_of_the_mean():
     runs = np.array([[0.1, 0.3], [0.5, 0.5]])
-    np.testing.assert_allclose(standard_error(runs), [0.1, 0.0])
-    np.testing.assert_allclose(standard_error(runs[:, :1]), [0.0, 0.0])
+    np.testing.assert_allclose(standard_error(runs, axis=1), [0.1, 0.0])
+    np.testing.assert_allclose(standard_error(runs[:, :1], axis=1), [0.0, 0.0])
 
 
 # --- the explorer -----------------------------------------------------------------------------
