@@ -14,7 +14,7 @@ an hour on one core.
 
 Columns: ``average_accuracy`` on the ten tasks at the end; ``at_anchor`` the same of a network
 whose weights are the anchor μ; ``R`` the accuracy matrix, rows one after the other; ``free`` the
-share of free parameters (``metrics.free_share``) per layer, input to output, after each task.
+share of free parameters (``metrics.share_free``) per layer, input to output, after each task.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from torch import nn
 
 from ewc_tutorial import EWC
 from ewc_tutorial.course import learn, mlp, permuted_tasks, tables
-from ewc_tutorial.course.metrics import free_share
+from ewc_tutorial.course.metrics import share_free
 from ewc_tutorial.course.protocol import PROTOCOL
 from ewc_tutorial.course.training import accuracies, count_steps
 from experiments import stored_rows
@@ -86,7 +86,7 @@ class Watched(EWC):
     def merge(self, *arguments: Any, **options: Any) -> None:
         super().merge(*arguments, **options)
         S = [values for name, values in self.importance.items() if name.endswith("weight")]
-        self.free.append([free_share(values, lam=self.lam, **self._pace) for values in S])
+        self.free.append([share_free(values, lam=self.lam, **self._pace) for values in S])
 
 
 def run(name: str, rule: str, gamma: float, lam: float, seed: int) -> dict[str, Any]:

@@ -288,7 +288,7 @@ def reported_runs(only: list[str], seeds: range, steps: str, best: dict) -> Iter
                 yield Run(experiment, cell, method, lam, seed)
 
 
-def best_lam(table: pd.DataFrame) -> dict[tuple[str, str, str], float]:
+def best_lambda(table: pd.DataFrame) -> dict[tuple[str, str, str], float]:
     """Return λ of the highest accuracy on the tuning seed per experiment, cell and method."""
     tuned = table[(table["seed"] == TUNING_SEED) & (table["lam"] > 0)]
     rows = tuned.loc[tuned.groupby(["experiment", "cell", "method"])["accuracy"].idxmax()]
@@ -350,7 +350,9 @@ def main() -> None:
         print(*missing(tuning), sep="\n")
     else:
         do(tuning, arguments.device, arguments.workers)
-    reported = list(reported_runs(only, range(arguments.seeds), arguments.steps, best_lam(load())))
+    reported = list(
+        reported_runs(only, range(arguments.seeds), arguments.steps, best_lambda(load()))
+    )
     if arguments.list:
         print(*missing(reported), sep="\n")
     else:

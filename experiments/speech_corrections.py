@@ -35,12 +35,12 @@ from experiments import stored_rows
 TABLE = tables.path("speech_corrections")
 COLUMNS = ["seed", "run", "lam", "old_before", "new_before", "old", "new"]
 PLAN = Plan(learning_rate=2e-3, steps=100, freeze_encoder=False, fisher_samples=100)
-LAMS = (1.0, 10.0, 100.0, 1000.0, 10_000.0)
+LAMBDAS = (1.0, 10.0, 100.0, 1000.0, 10_000.0)
 #: How a run is called, what it trains on besides the corrections, where F comes from, the plan.
 RUNS = (
     [("plain", "old", replace(PLAN, lam=0.0))]
-    + [("EWC", "old", replace(PLAN, lam=lam)) for lam in LAMS]
-    + [("EWC, F of the corrections", "corrections", replace(PLAN, lam=lam)) for lam in LAMS]
+    + [("EWC", "old", replace(PLAN, lam=lam)) for lam in LAMBDAS]
+    + [("EWC, F of the corrections", "corrections", replace(PLAN, lam=lam)) for lam in LAMBDAS]
     + [("old speech mixed in", "old", replace(PLAN, lam=0.0))]
     + [("LoRA", "old", replace(PLAN, lam=lam, lora_rank=4)) for lam in (0.0, 100.0, 1000.0)]
 )

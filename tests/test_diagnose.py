@@ -50,15 +50,20 @@ def right(trained, loader):
 
 
 def names(report):
-    return [finding.name for finding in report]
+    assert bool(report) == (not report.findings)
+    return [finding.name for finding in report.findings]
 
 
 # --- No false alarms ------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("estimator", ["exact", "empirical", "sampled"])
-@pytest.mark.parametrize("n_samples", [None, 200])
-@pytest.mark.parametrize("rule", ["separate", "latest", "online", "average"])
+@pytest.mark.parametrize(
+    ("estimator", "n_samples", "rule"),
+    [  # Where F comes from and how it is merged are independent: all of each, not all pairs.
+        *((e, n, "separate") for e in ("exact", "empirical", "sampled") for n in (None, 200)),
+        *(("exact", None, rule) for rule in ("latest", "online", "average")),
+    ],
+)
 def test_our_own_ewc_is_clean(estimator, n_samples, rule, model, tasks):
     ewc = EWC(model, lam=30, rule=rule)
     ewc.consolidate(tasks[0], estimator, n_samples=n_samples, weight=1.7)
@@ -77,7 +82,7 @@ def test_our_own_ewc_is_clean(estimator, n_samples, rule, model, tasks):
         lr=0.01,
         measure=lambda m, batches: fisher_diagonal(m, batches, estimator),
     )
-    assert not report, report
+    assert report, report
     assert not report.skipped
     assert repr(report).startswith("✓ Nothing found.")
 
@@ -88,7 +93,7 @@ def test_it_is_clean_while_the_next_task_is_learned(model, tasks):
     checkpoint = deepcopy(model.state_dict())
     train(model, tasks[1], epochs=3, ewc=ewc)
     report = diagnose(model, ewc, tasks[0], new_data=tasks[1], checkpoint=checkpoint)
-    assert not report, report
+    assert report, report
     assert "where F comes from" in report.checked
 
 
@@ -98,7 +103,7 @@ def test_several_tasks_and_l2_are_clean(model, tasks):
         penalty.consolidate(tasks[0])
         penalty.consolidate(tasks[1])
         report = diagnose(model, penalty, tasks[0], new_data=tasks[1])
-        assert not report, report
+        assert report, report
         assert "where F comes from" in report.skipped
 
 
@@ -118,7 +123,7 @@ def test_other_networks_are_clean(tasks):
             ewc = EWC(net, lam=1, exclude=exclude)
             ewc.consolidate(task)
             report = diagnose(net, ewc, task, measure=fisher_diagonal)
-            assert not report, report
+            assert report, report
 
 
 def test_a_regression_is_clean():
@@ -128,7 +133,7 @@ def test_a_regression_is_clean():
     ewc = EWC(net)
     ewc.consolidate((x, y), likelihood="gaussian")
     report = diagnose(net, ewc, (x, y), likelihood="gaussian")
-    assert not report, report
+    assert report, report
     assert "where F comes from" in report.checked
 
 
@@ -136,7 +141,7 @@ def test_a_foreign_set_up_is_clean(model, tasks, right):
     springs = Springs(model, right, copied_anchor(model), 30.0)
     data = DataLoader(tasks[0].train, 32, shuffle=True)
     report = diagnose(model, springs, data, new_data=tasks[1], measure=mean_of_squares)
-    assert not report, report
+    assert report, report
     report = diagnose(
         model,
         data=data,
@@ -145,7 +150,7 @@ def test_a_foreign_set_up_is_clean(model, tasks, right):
         penalty=lambda m: bugs.distance(m, right, springs.anchor) / 2,
         lam=1,
     )
-    assert not report, report
+    assert report, report
     assert "size of the penalty" in report.checked
 
 
@@ -279,7 +284,7 @@ def test_a_lambda_of_another_convention_is_found(model, tasks, right):
     springs = Springs(model, right, copied_anchor(model), 1e5)
     assert names(diagnose(model, springs, lr=0.1)) == ["λ too large for gradient steps"]
     springs.lam = 1.0
-    assert not diagnose(model, springs, lr=0.1)
+    assert diagnose(model, springs, lr=0.1)
 
 
 @pytest.mark.parametrize(
@@ -348,7 +353,7 @@ def test_nothing_is_changed(tasks):
 
 def test_a_finding_is_one_sentence(model, right):
     springs = Springs(model, right, bugs.live_reference(model), 30.0)
-    (finding,) = diagnose(model, springs)
+    (finding,) = diagnose(model, springs)  # the report gives its findings
     text = str(finding)
     assert text.startswith("live reference: 4 of 4 anchors share their memory")
     assert text.endswith("store p.detach().clone().")

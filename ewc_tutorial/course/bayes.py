@@ -215,7 +215,7 @@ def simplify(precision: Tensor, kind: str) -> Tensor:
     return torch.diag_embed(diagonal)
 
 
-def kl_gaussians(p: Gaussian, q: Gaussian) -> Tensor:
+def gaussian_kl(p: Gaussian, q: Gaussian) -> Tensor:
     """Return KL(p ‖ q) in nats, with precisions P and Q and means m_p and m_q,
 
     ½ [ tr(Q P⁻¹) − D + (m_q − m_p)ᵀ Q (m_q − m_p) + log det P − log det Q ].

@@ -152,7 +152,7 @@ def freedom(importance: Any, lr: float, lam: float, steps: int) -> NDArray[np.fl
         return np.where(x > 0, -np.expm1(-steps * np.log1p(x)) / (steps * x), 1.0)
 
 
-def free_share(importance: Any, lr: float, lam: float, steps: int) -> float:
+def share_free(importance: Any, lr: float, lam: float, steps: int) -> float:
     """Return the share of weights whose :func:`freedom` is at least one half.
 
     Arguments and errors as there. An empty ``importance`` is an error, too.

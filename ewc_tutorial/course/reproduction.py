@@ -37,7 +37,7 @@ def load_runs(path: Path | str | None = None) -> pd.DataFrame:
 
 def load_published() -> pd.DataFrame:
     """Return the published test accuracies in %, with their standard error where one is given."""
-    return tables.load("published", dtype={"cell": str, "best_lam": str})
+    return tables.load("published", dtype={"cell": str, "best_lambda": str})
 
 
 def tuned(runs: pd.DataFrame) -> pd.DataFrame:
@@ -46,7 +46,7 @@ def tuned(runs: pd.DataFrame) -> pd.DataFrame:
     return rows.sort_values(["experiment", "cell", "method", "lam"])
 
 
-def best_lam(runs: pd.DataFrame) -> pd.Series:
+def best_lambda(runs: pd.DataFrame) -> pd.Series:
     """Return λ of the highest accuracy on the tuning seed, per experiment, cell and method."""
     rows = tuned(runs)
     keys = ["experiment", "cell", "method"]

@@ -19,17 +19,12 @@ from torch.nn import functional
 from torch.utils.data import TensorDataset
 
 from ewc_tutorial.course.models import mlp
-from ewc_tutorial.course.tasks import Task, split_tasks
-from ewc_tutorial.course.training import (
-    History,
-    OptimizerFactory,
-    StopWatch,
-    accuracies,
-    evaluation_steps,
-    train,
-)
+from ewc_tutorial.course.recorder import History, Recorder
+from ewc_tutorial.course.tasks import Task, joined, split_tasks
+from ewc_tutorial.course.training import OptimizerFactory, accuracies, train
 from ewc_tutorial.ewc import EWC
 from ewc_tutorial.fisher import fisher_diagonal
+from ewc_tutorial.randomness import as_generator
 
 SCENARIOS = ("task", "domain", "class")
 #: The Fisher information is measured once, after a task, or all along its training.
@@ -144,7 +139,7 @@ def grow_linear(layer: nn.Linear, weight: Tensor, bias: Tensor) -> nn.Linear:
     return grown
 
 
-def masked_log_softmax(logits: Tensor, active: Tensor) -> Tensor:
+def masked_log_probs(logits: Tensor, active: Tensor) -> Tensor:
     """Return log-probabilities among the active classes; −∞ for the others.
 
     Args:
@@ -167,7 +162,7 @@ class MovingFisher:
         batch_size: samples per measurement.
         estimator: as for :func:`~ewc_tutorial.fisher.fisher_diagonal`; ``batched`` squares the
             gradient of each measurement's whole batch, as public code often does.
-        generator: draws the batches.
+        generator: draws the batches, and the labels of ``sampled``.
     """
 
     def __init__(
@@ -177,13 +172,13 @@ class MovingFisher:
         every: int = 1,
         batch_size: int = 32,
         estimator: str = "exact",
-        generator: torch.Generator | None = None,
+        generator: torch.Generator | int | None = None,
     ) -> None:
         part = data.train if isinstance(data, Task) else data
         self._x, self._y = part.tensors
         self._model, self._every, self._size = model, every, batch_size
         self._estimator = estimator
-        self._generator = generator or torch.Generator().manual_seed(0)
+        self._generator = as_generator(generator)
         self._sums: dict[str, Tensor] = {}
         #: Number of measurements so far.
         self.count = 0
@@ -271,59 +266,42 @@ def learn_scenario(
                 f"{net.scenario!r} task {index} must have {first} to "
                 f"{first + net.classes_per_task - 1}."
             )
-    order, labels, moving_order = (torch.Generator().manual_seed(seed) for _ in range(3))
+    order, labels, moving_order = (as_generator(seed) for _ in range(3))
     net.begin(0)
-    moments, curves, boundaries = [0], [scenario_accuracies(net, tasks)], []
-    train_seconds, consolidate_seconds, done = [], [], 0
+    record = Recorder(lambda: scenario_accuracies(net, tasks), evaluations)
+    options = {"steps": steps, "lr": lr, "batch_size": batch_size, "optimizer": optimizer}
     for index, task in enumerate(tasks):
         if net.begin(index) and ewc is not None:
             ewc.grow_()
-        due = set(evaluation_steps(steps, evaluations))
-        watch = StopWatch()
         moving = None
         if ewc is not None and fisher_at == "during":
             moving = MovingFisher(net, task, every, batch_size, estimator, moving_order)
 
-        def on_step(step: int, done=done, due=due, watch=watch, moving=moving) -> None:
+        def on_step(step: int, moving=moving) -> None:
             if moving is not None:
                 moving(step)
-            if step in due:
-                with watch.paused():
-                    moments.append(done + step)
-                    curves.append(scenario_accuracies(net, tasks))
+            record(step)
 
-        options = {"steps": steps, "lr": lr, "batch_size": batch_size, "optimizer": optimizer}
-        options |= {"generator": order, "on_step": on_step}
-        if joint:
-            model, data, loss = joint_problem(net, tasks[: index + 1])
-            train(model, data, loss=loss, **options)
-        else:
-            train(net, task, ewc=ewc, update=update, **options)
-        train_seconds.append(watch.seconds())
-        watch = StopWatch()
-        if moving is not None:
-            ewc.merge(moving.mean())
-        elif ewc is not None:
-            ewc.consolidate(
-                task,
-                estimator,
-                n_samples=n_samples,
-                batch_size=fisher_batch_size,
-                generator=labels,
-            )
-        consolidate_seconds.append(watch.seconds())
-        done += steps
-        boundaries.append(done)
-    recorded = np.array(curves)
-    return History(
-        tasks=tuple(task.name for task in tasks),
-        steps=np.array(moments),
-        curves=recorded,
-        boundaries=np.array(boundaries),
-        accuracy=recorded[np.searchsorted(moments, boundaries)],
-        train_seconds=np.array(train_seconds),
-        consolidate_seconds=np.array(consolidate_seconds),
-    )
+        with record.training(steps):
+            if joint:
+                model, data, loss = joint_problem(net, tasks[: index + 1])
+                train(model, data, loss=loss, generator=order, on_step=on_step, **options)
+            else:
+                train(
+                    net, task, ewc=ewc, update=update, generator=order, on_step=on_step, **options
+                )
+        with record.consolidating():
+            if moving is not None:
+                ewc.merge(moving.mean())
+            elif ewc is not None:
+                ewc.consolidate(
+                    task,
+                    estimator,
+                    n_samples=n_samples,
+                    batch_size=fisher_batch_size,
+                    generator=labels,
+                )
+    return record.history(tasks)
 
 
 def scenario_accuracies(net: ScenarioNet, tasks: Sequence[Task]) -> list[float]:
@@ -353,17 +331,16 @@ def joint_problem(
     net: ScenarioNet, tasks: Sequence[Task]
 ) -> tuple[nn.Module, TensorDataset, Callable[[Tensor, Tensor], Tensor]]:
     """Return model, data and loss for learning all these tasks at once, each with its own head."""
-    size = net.classes_per_task
-    shift = size if net.scenario == "task" else 0
-    x = torch.cat([task.train.tensors[0] for task in tasks])
-    y = torch.cat([task.train.tensors[1] + i * shift for i, task in enumerate(tasks)])
+    x, y = joined(tasks, "train")
     if net.scenario != "task":
         return net, TensorDataset(x, y), functional.cross_entropy
+    size = net.classes_per_task
+    y = y + torch.cat([torch.full((len(t.train),), i * size).to(y) for i, t in enumerate(tasks)])
 
     def loss(logits: Tensor, y: Tensor) -> Tensor:
         columns = torch.arange(logits.shape[1], device=y.device)
         active = columns // size == (y // size)[:, None]
-        return functional.nll_loss(masked_log_softmax(logits, active), y)
+        return functional.nll_loss(masked_log_probs(logits, active), y)
 
     return _AllHeads(net), TensorDataset(x, y), loss
 
@@ -380,13 +357,6 @@ def scenario_net(
     return ScenarioNet(
         nn.Sequential(*trunk, nn.ReLU()), hidden[-1], 5, 2, scenario, seed=seed + 1, **options
     )
-
-
-def joined(tasks: Sequence[Task], part: str = "test") -> tuple[Tensor, Tensor]:
-    """Return inputs and labels of all tasks, one after the other; ``part`` is train or test."""
-    pairs = zip(*(getattr(task, part).tensors for task in tasks), strict=True)
-    x, y = (torch.cat(parts) for parts in pairs)
-    return x, y
 
 
 def scenario_tasks(scenario: str, seed: int = 0) -> list[Task]:

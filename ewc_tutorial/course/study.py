@@ -19,7 +19,7 @@ from torch.utils.data import TensorDataset
 
 from ewc_tutorial.course import metrics
 from ewc_tutorial.course.protocol import PROTOCOL
-from ewc_tutorial.course.tasks import Task, permuted_tasks
+from ewc_tutorial.course.tasks import Task, joined, permuted_tasks
 from ewc_tutorial.course.training import accuracies, train
 from ewc_tutorial.ewc import EWC
 from ewc_tutorial.unlearning.memory import TaskMemory
@@ -78,7 +78,7 @@ class Study:
         return memory
 
     def learn_one(
-        self, memory: TaskMemory, task: Task, generator: torch.Generator | int = 0
+        self, memory: TaskMemory, task: Task, generator: torch.Generator | int | None = None
     ) -> None:
         """Learn one further task with the penalty of ``memory.ewc``, and record it."""
         ewc = memory.ewc
@@ -105,8 +105,7 @@ class Study:
 def repair(model: nn.Module, kept: Sequence[Task], epochs: int = 1, seed: int = 0) -> nn.Module:
     """Return a copy trained for some epochs on the data of all kept tasks together."""
     model = copy.deepcopy(model)
-    pairs = zip(*(task.train.tensors for task in kept), strict=True)
-    data = TensorDataset(*(torch.cat(parts) for parts in pairs))
+    data = TensorDataset(*joined(kept, "train"))
     setting = PROTOCOL.settings["joint"]
     train(model, data, epochs=epochs, lr=setting.lr, batch_size=PROTOCOL.batch_size, generator=seed)
     return model
@@ -163,7 +162,7 @@ def compare(
     gone = tasks[forgotten]
     kept = [task for number, task in enumerate(tasks) if number != forgotten]
     right = accuracies(model, [task.test.tensors for task in tasks])
-    images = torch.cat([task.test.tensors[0] for task in kept])
+    images, _ = joined(kept, "test")
     x, y = gone.test.tensors
     x_train, y_train = gone.train.tensors
     losses = [

@@ -64,6 +64,13 @@ class Task:
         return self.train.tensors[0][0].numel()
 
 
+def joined(tasks: Sequence[Task], part: str) -> tuple[Tensor, Tensor]:
+    """Return inputs and labels of all tasks, one after the other; ``part`` is train or test."""
+    pairs = zip(*(getattr(task, part).tensors for task in tasks), strict=True)
+    x, y = (torch.cat(parts) for parts in pairs)
+    return x, y
+
+
 @dataclass(frozen=True, eq=False)
 class _Images:
     """Square grey images ``(N, 1, H, W)`` in [0, 1] with labels, split into train and test."""

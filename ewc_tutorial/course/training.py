@@ -6,77 +6,23 @@ initial weights, batches in the same order and the same number of steps.
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.data import TensorDataset
 from tqdm.auto import trange
 
-from ewc_tutorial.course.tasks import Task
+from ewc_tutorial.course.recorder import History, Recorder
+from ewc_tutorial.course.tasks import Task, joined
 from ewc_tutorial.ewc import EWC
-
-if TYPE_CHECKING:
-    import pandas as pd
+from ewc_tutorial.randomness import as_generator
 
 #: How the penalty enters a step: after it (stable at every λ), as a gradient, or in the loss.
 UPDATES = ("proximal", "gradient", "loss")
 
 OptimizerFactory = Callable[..., torch.optim.Optimizer]
-
-
-@dataclass(frozen=True, eq=False)
-class History:
-    """What :func:`learn` recorded, for T tasks evaluated at E moments.
-
-    Attributes:
-        tasks: names of the tasks.
-        steps: ``(E,)`` training steps taken so far, over all tasks; starts at 0.
-        curves: ``(E, T)`` test accuracy on every task, those still to come included.
-        boundaries: ``(T,)`` the step at which each task's training ended.
-        accuracy: ``(T, T)`` the matrix R: accuracy on task j after learning task i.
-        train_seconds: ``(T,)`` wall-clock seconds of training on each task.
-        consolidate_seconds: ``(T,)`` the same for measuring and merging the Fisher information.
-    """
-
-    tasks: tuple[str, ...]
-    steps: NDArray[np.int64]
-    curves: NDArray[np.float64]
-    boundaries: NDArray[np.int64]
-    accuracy: NDArray[np.float64]
-    train_seconds: NDArray[np.float64]
-    consolidate_seconds: NDArray[np.float64]
-
-    @property
-    def before(self) -> NDArray[np.float64]:
-        """``(T,)`` accuracies of the untrained network."""
-        return self.curves[0]
-
-    @property
-    def mean_so_far(self) -> NDArray[np.float64]:
-        """``(T,)`` mean accuracy over all tasks learned so far, after each task."""
-        seen = np.tril(np.ones_like(self.accuracy))
-        return (self.accuracy * seen).sum(axis=1) / seen.sum(axis=1)
-
-    def to_frame(self) -> pd.DataFrame:
-        """Return the curves as a tidy table with the columns step, task, accuracy and seen."""
-        import pandas as pd
-
-        starts = np.concatenate([[0], self.boundaries[:-1]])
-        return pd.DataFrame(
-            {
-                "step": np.repeat(self.steps, len(self.tasks)),
-                "task": np.tile(self.tasks, len(self.steps)),
-                "accuracy": self.curves.ravel(),
-                "seen": (self.steps[:, None] > starts[None, :]).ravel(),
-            }
-        )
 
 
 def train(
@@ -124,8 +70,6 @@ def train(
     device = _device_of(model)
     x, y = (t.to(device) for t in _training_part(data).tensors)
     steps = count_steps(len(x), batch_size, epochs, steps)
-    if not isinstance(generator, torch.Generator):
-        generator = torch.Generator().manual_seed(generator or 0)
     parameters = [p for p in model.parameters() if p.requires_grad]
     optim = optimizer(parameters, lr=lr)
     losses = torch.empty(steps, device=device)
@@ -204,68 +148,33 @@ def learn(
         raise ValueError("tasks must hold at least one task, but it is empty.")
     if joint and ewc is not None:
         raise ValueError("joint=True trains without a penalty: pass ewc=None with it.")
-    if evaluations < 1:
-        raise ValueError(f"evaluations must be at least 1, not {evaluations!r}.")
     device = _device_of(model)
     tasks = [task.to(device) for task in tasks]
     tests = [task.test.tensors for task in tasks]
     # One stream of batches, and another one for labels, so that a method that draws labels sees
     # the same batches as one that does not.
-    order = torch.Generator().manual_seed(seed)
-    labels = torch.Generator().manual_seed(seed)
-    done = 0
-    moments, curves = [0], [accuracies(model, tests)]
-    boundaries, train_seconds, consolidate_seconds = [], [], []
-
+    order, labels = as_generator(seed), as_generator(seed)
+    record = Recorder(lambda: accuracies(model, tests), evaluations)
     for index, task in enumerate(tasks):
         budget = count_steps(len(task.train), batch_size, epochs, steps)
-        due = set(evaluation_steps(budget, evaluations))
-        watch = StopWatch()
-
-        def evaluate(step: int, done=done, due=due, watch=watch) -> None:
-            if step in due:
-                with watch.paused():
-                    moments.append(done + step)
-                    curves.append(accuracies(model, tests))
-
-        train(
-            model,
-            _union(tasks[: index + 1]) if joint else task,
-            steps=budget,
-            lr=lr,
-            batch_size=batch_size,
-            optimizer=optimizer,
-            ewc=ewc,
-            update=update,
-            generator=order,
-            on_step=evaluate,
-            progress=progress,
-        )
-        train_seconds.append(watch.seconds())
-        watch = StopWatch()
-        if ewc is not None:
-            ewc.consolidate(task, estimator, n_samples=n_samples, generator=labels)
-        consolidate_seconds.append(watch.seconds())
-        done += budget
-        boundaries.append(done)
-
-    curves_array = np.array(curves)
-    ends = np.searchsorted(moments, boundaries)
-    return History(
-        tasks=tuple(task.name for task in tasks),
-        steps=np.array(moments),
-        curves=curves_array,
-        boundaries=np.array(boundaries),
-        accuracy=curves_array[ends],
-        train_seconds=np.array(train_seconds),
-        consolidate_seconds=np.array(consolidate_seconds),
-    )
-
-
-def evaluation_steps(budget: int, evaluations: int) -> list[int]:
-    """Return the steps of a task after which accuracies are measured, its last one included."""
-    every = max(1, round(budget / evaluations))
-    return sorted({*range(every, budget + 1, every), budget})
+        with record.training(budget):
+            train(
+                model,
+                TensorDataset(*joined(tasks[: index + 1], "train")) if joint else task,
+                steps=budget,
+                lr=lr,
+                batch_size=batch_size,
+                optimizer=optimizer,
+                ewc=ewc,
+                update=update,
+                generator=order,
+                on_step=record,
+                progress=progress,
+            )
+        with record.consolidating():
+            if ewc is not None:
+                ewc.consolidate(task, estimator, n_samples=n_samples, generator=labels)
+    return record.history(tasks)
 
 
 @torch.no_grad()
@@ -286,9 +195,9 @@ def accuracies(model: nn.Module, parts: Iterable[Sequence[Tensor]]) -> list[floa
         model.train(was_training)
 
 
-def batches(n: int, batch_size: int, generator: torch.Generator) -> Iterable[Tensor]:
+def batches(n: int, batch_size: int, generator: torch.Generator | int | None) -> Iterator[Tensor]:
     """Yield row numbers for ever: each epoch a new permutation, cut into full batches."""
-    batch_size = min(batch_size, n)
+    batch_size, generator = min(batch_size, n), as_generator(generator)
     while True:
         rows = torch.randperm(n, generator=generator)
         yield from rows[: n - n % batch_size].split(batch_size)
@@ -308,25 +217,6 @@ def count_steps(n: int, batch_size: int, epochs: int | None, steps: int | None) 
     return steps if steps is not None else epochs * max(1, n // batch_size)
 
 
-class StopWatch:
-    """Counts wall-clock seconds, less those spent paused."""
-
-    def __init__(self) -> None:
-        self._start = time.perf_counter()
-
-    def seconds(self) -> float:
-        return time.perf_counter() - self._start
-
-    def paused(self) -> StopWatch:
-        return self
-
-    def __enter__(self) -> None:
-        self._pause = time.perf_counter()
-
-    def __exit__(self, *_: object) -> None:
-        self._start += time.perf_counter() - self._pause
-
-
 def pick_device(device: str = "auto") -> torch.device:
     """Return the device that ``"auto"`` means: the GPU if there is one, else the CPU."""
     if device != "auto":
@@ -336,11 +226,6 @@ def pick_device(device: str = "auto") -> torch.device:
 
 def _training_part(data: Task | TensorDataset) -> TensorDataset:
     return data.train if isinstance(data, Task) else data
-
-
-def _union(tasks: Sequence[Task]) -> TensorDataset:
-    pairs = zip(*(task.train.tensors for task in tasks), strict=True)
-    return TensorDataset(*(torch.cat(parts) for parts in pairs))
 
 
 def _device_of(model: nn.Module) -> torch.device:

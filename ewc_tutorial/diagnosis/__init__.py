@@ -73,7 +73,7 @@ def diagnose(
             measured.
 
     Returns:
-        The findings, which print as one sentence each.
+        A :class:`Diagnosis`: true if all is well, else its findings print as one sentence each.
 
     Raises:
         ValueError: neither ``ewc`` nor both of ``fisher`` and ``anchor`` are given.

@@ -26,6 +26,9 @@ class Finding:
 class Diagnosis:
     """What :func:`diagnose` found, what it looked at, and what it could not look at.
 
+    It is true if nothing was found, so a test can say ``assert diagnose(…)``; iterated over, it
+    gives its findings.
+
     Attributes:
         findings: empty if nothing was found.
         checked: names of the checks that were made.
@@ -39,12 +42,9 @@ class Diagnosis:
     def __iter__(self) -> Iterator[Finding]:
         return iter(self.findings)
 
-    def __len__(self) -> int:
-        return len(self.findings)
-
     def __bool__(self) -> bool:
-        """True if anything was found."""
-        return bool(self.findings)
+        """True if all is well: nothing was found, in the checks that were made."""
+        return not self.findings
 
     def __repr__(self) -> str:
         lines = [f"✗ {finding}" for finding in self.findings]

@@ -26,9 +26,8 @@ from ewc_tutorial.fisher.likelihoods.base import Draws, Likelihood, Seeds
 from ewc_tutorial.fisher.per_sample import run
 from ewc_tutorial.fisher.samples import Batch, Samples, make_samples
 from ewc_tutorial.fisher.undisturbed import undisturbed
+from ewc_tutorial.randomness import as_generator
 
-#: The seed of the random numbers when no generator is given.
-DEFAULT_SEED = 0
 #: The batch that ``batched`` averages over, where the data has no batches of its own.
 DEFAULT_BATCH = 32
 
@@ -40,7 +39,7 @@ def fisher_diagonal(
     n_samples: int | None = None,
     batch_size: int | None = None,
     likelihood: str | Likelihood = "categorical",
-    generator: torch.Generator | None = None,
+    generator: torch.Generator | int | None = None,
     progress: bool = False,
     *,
     classes: Sequence[int] | Tensor | None = None,
@@ -78,8 +77,8 @@ def fisher_diagonal(
             ``bernoulli``: logits (B,) or (B, K) of independent labels 0 or 1.
             ``gaussian``: means (B,) or (B, K) with a fixed variance.
             A :class:`~ewc_tutorial.fisher.seeds.Likelihood` of your own will do as well.
-        generator: draws the subset and the labels; None starts one from a fixed seed, so that two
-            calls agree. The global random state is never used.
+        generator: draws the subset and the labels; a number seeds a new one, None means 0, so that
+            two calls agree. The global random state is never used.
         progress: show a progress bar if it takes longer than about a second.
         classes: the active classes, as numbers or as a mask (C,): the softmax is over these alone.
         ignore_index: tokens of this label do not count.
@@ -100,8 +99,7 @@ def fisher_diagonal(
     _check_choice("estimator", estimator, ESTIMATORS)
     _check_count("n_samples", n_samples)
     _check_count("batch_size", batch_size)
-    if generator is None:
-        generator = torch.Generator().manual_seed(DEFAULT_SEED)
+    generator = as_generator(generator)
     draws = Draws(generator)
     with _engine(model) as (engine, prefix):
         samples = make_samples(data, n_samples, generator)
@@ -146,7 +144,7 @@ def explain_fisher(
     if estimator == "batched":
         raise ValueError("estimator 'batched' has no per-sample gradients to explain.")
     rule = make_likelihood(likelihood, **options)
-    generator = torch.Generator().manual_seed(DEFAULT_SEED)
+    generator = as_generator(None)
     with _engine(model) as (engine, prefix):
         head = make_samples(data, None, generator).head(PROBE_SIZE)
         if head is None:

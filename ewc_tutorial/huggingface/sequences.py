@@ -15,11 +15,11 @@ from torch import Tensor, nn
 
 from ewc_tutorial.ewc import EWC
 from ewc_tutorial.fisher import fisher_diagonal
-from ewc_tutorial.fisher.diagonal import DEFAULT_SEED
 from ewc_tutorial.fisher.likelihoods.base import Likelihood
 from ewc_tutorial.fisher.likelihoods.categorical import Categorical
 from ewc_tutorial.huggingface.batches import IGNORED, DictBatch, dict_batches, rows_in
 from ewc_tutorial.huggingface.ctc import CTC
+from ewc_tutorial.randomness import as_generator
 
 #: What a model can be for, and how the names of such models' classes end.
 TASKS: dict[str, tuple[str, ...]] = {
@@ -61,7 +61,7 @@ def sequence_fisher(
     n_samples: int | None = None,
     batch_size: int | None = None,
     collate: Callable[[Sequence[Any]], Mapping[str, Any]] | None = None,
-    generator: torch.Generator | None = None,
+    generator: torch.Generator | int | None = None,
     progress: bool = False,
 ) -> dict[str, Tensor]:
     """Return the diagonal Fisher information, the mean over *sequences* of the squared score.
@@ -89,7 +89,7 @@ def sequence_fisher(
         n_samples: use a random subset of so many sequences; of an iterable, the first so many.
         batch_size: sequences per pass. It bounds memory and does not change the result.
         collate: joins items of a data set to a batch; default :func:`pad_batch`.
-        generator: draws the subset and the labels; None starts one from a fixed seed.
+        generator: draws the subset and the labels; a number seeds a new one, None means 0.
         progress: show a progress bar if it takes longer than about a second.
 
     Returns:
@@ -105,7 +105,7 @@ def sequence_fisher(
         raise ValueError(f"n_samples must be at least 1 or None, not {n_samples!r}.")
     if batch_size is not None and batch_size < 1:
         raise ValueError(f"batch_size must be at least 1 or None, not {batch_size!r}.")
-    generator = generator or torch.Generator().manual_seed(DEFAULT_SEED)
+    generator = as_generator(generator)
     task = task or infer_task(model)
     if task not in TASKS:
         raise ValueError(f"task must be one of {', '.join(TASKS)}, not {task!r}.")

@@ -19,7 +19,7 @@ from ewc_tutorial.course.bayes import (
     Grid,
     ewc_optimum,
     fisher_matrix,
-    kl_gaussians,
+    gaussian_kl,
     laplace,
     log_likelihood,
     optimum,
@@ -227,11 +227,11 @@ def test_kl_of_gaussians_agrees_with_torch_and_the_textbook(D):
     expected = kl_divergence(
         *(MultivariateNormal(g.mean, precision_matrix=g.precision) for g in (p, q))
     )
-    torch.testing.assert_close(kl_gaussians(p, q), expected)
+    torch.testing.assert_close(gaussian_kl(p, q), expected)
     torch.testing.assert_close(
         reference.gaussian_kl(p.mean, p.precision, q.mean, q.precision), expected
     )
-    assert kl_gaussians(p, p).item() == pytest.approx(0, abs=1e-12)
+    assert gaussian_kl(p, p).item() == pytest.approx(0, abs=1e-12)
 
 
 def test_log_prob_and_covariance_agree_with_torch():
@@ -252,8 +252,8 @@ def test_simplified_precisions_are_the_nearest_of_their_kind(seed, factors):
         ("isotropic", scaled[0] * best["isotropic"].precision.diag()),
     ):
         rival = Gaussian(full.mean, torch.diag(other))
-        assert kl_gaussians(best[kind], full) <= kl_gaussians(rival, full) + 1e-12
-    kls = [kl_gaussians(best[kind], full).item() for kind in KINDS]
+        assert gaussian_kl(best[kind], full) <= gaussian_kl(rival, full) + 1e-12
+    kls = [gaussian_kl(best[kind], full).item() for kind in KINDS]
     assert kls == sorted(kls)
 
 
@@ -276,7 +276,7 @@ def test_grid_integrates_gaussians():
         gap = grid.points - p.mean
         second = grid.expectation(log_p, gap[..., :, None] * gap[..., None, :])
         torch.testing.assert_close(second, p.covariance)
-        assert grid.kl(log_p, q.log_prob(grid.points)) == pytest.approx(kl_gaussians(p, q).item())
+        assert grid.kl(log_p, q.log_prob(grid.points)) == pytest.approx(gaussian_kl(p, q).item())
 
 
 def test_grid_posterior_agrees_with_importance_sampling():

@@ -18,7 +18,8 @@ from ewc_tutorial.course.explorer import LAMBDAS, LambdaExplorer, figure_slider,
 from ewc_tutorial.course.explorer import lab as lab_module
 from ewc_tutorial.course.explorer.chart import chart
 from ewc_tutorial.course.explorer.page import page
-from ewc_tutorial.course.explorer.words import readouts, standard_error, verdicts
+from ewc_tutorial.course.explorer.words import readouts, verdicts
+from ewc_tutorial.course.plots.style import standard_error
 from ewc_tutorial.course.sweep.result import SweepResult
 
 GRID = [0.0, 0.1, 1.0, 10.0, 1000.0]
@@ -32,19 +33,17 @@ def made_up(
     L, S, T = len(lambdas), seeds, len(tasks)
     rng = np.random.default_rng(seed)
     steps = np.arange(0, evaluations * T + 1) * 10
-    curves = rng.uniform(0.2, 0.6, (L, S, T, len(steps)))
-    ends = np.arange(1, T + 1) * evaluations
+    curves = rng.uniform(0.2, 0.6, (L, S, len(steps), T))
     peak = np.exp(-((plots.lambda_positions(lambdas) - 1 - shift) ** 2) / 8)
-    curves[..., -1] = (0.5 + 0.4 * peak)[:, None, None] + rng.uniform(0, 0.01, (L, S, T))
+    curves[..., -1, :] = (0.5 + 0.4 * peak)[:, None, None] + rng.uniform(0, 0.01, (L, S, T))
     return SweepResult(
         lambdas=lambdas,
         seeds=np.arange(S),
         tasks=tuple(tasks),
         n_train=np.full(T, 100),
         steps=steps,
-        boundaries=steps[ends],
+        boundaries=steps[np.arange(1, T + 1) * evaluations],
         curves=curves,
-        accuracy=np.moveaxis(curves[..., ends], -1, -2),
         drift=rng.uniform(size=(L, S, T, 3)),
         fisher_drift=rng.uniform(size=(L, S, T)),
         important_move=rng.uniform(size=(L, S, T)),
@@ -105,7 +104,7 @@ def test_there_are_four_views_and_one_slider(result):
 def test_the_curves_hold_the_mean_and_the_band_of_every_lambda(result):
     spec = chart(result)
     last_b = [row for row in rows(spec, 0, "line") if row["what"] == "B"][-1]
-    wanted = result.curves[:, :, 1, -1]
+    wanted = result.curves[:, :, -1, 1]
     np.testing.assert_allclose(last_b["ys"], wanted.mean(1), rtol=1e-3)
     half = wanted.std(1, ddof=1) / np.sqrt(2)
     np.testing.assert_allclose(
@@ -239,15 +238,15 @@ def test_the_verdict_says_how_far_off_the_guess_was(result):
 
 def test_a_guess_within_the_standard_error_is_called_so():
     result = made_up(lambdas=[1.0, 2.0])
-    result.accuracy[0, :, -1] = [[0.80, 0.80], [0.90, 0.90]]
-    result.accuracy[1, :, -1] = [[0.81, 0.81], [0.91, 0.91]]
+    result.curves[0, :, -1] = [[0.80, 0.80], [0.90, 0.90]]
+    result.curves[1, :, -1] = [[0.81, 0.81], [0.91, 0.91]]
     assert "1.0 points below, within one standard error" in verdicts(result)[0]
 
 
 def test_the_standard_error_is_that_of_the_mean():
     runs = np.array([[0.1, 0.3], [0.5, 0.5]])
-    np.testing.assert_allclose(standard_error(runs), [0.1, 0.0])
-    np.testing.assert_allclose(standard_error(runs[:, :1]), [0.0, 0.0])
+    np.testing.assert_allclose(standard_error(runs, axis=1), [0.1, 0.0])
+    np.testing.assert_allclose(standard_error(runs[:, :1], axis=1), [0.0, 0.0])
 
 
 # --- the explorer -----------------------------------------------------------------------------
@@ -286,7 +285,7 @@ def test_another_sweep_makes_the_present_one_the_ghost(result):
 def test_the_table_is_tidy_and_the_picture_a_png(result, tmp_path):
     widget = LambdaExplorer(result)
     frame = pd.read_csv(io.StringIO(widget.csv()))
-    assert list(frame.columns) == ["lam", "seed", "task", "step", "accuracy", "seen"]
+    assert list(frame.columns) == ["lam", "seed", "step", "task", "accuracy", "seen"]
     assert len(frame) == result.curves.size
     csv, png = widget.save(tmp_path)
     assert csv.read_text() == widget.csv()

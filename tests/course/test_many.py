@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from ewc_tutorial import EWC
-from ewc_tutorial.course.metrics import free_share, freedom
+from ewc_tutorial.course.metrics import freedom, share_free
 from experiments import many_tasks as search
 
 
@@ -33,8 +33,8 @@ def test_freedom_is_the_way_that_a_constant_push_really_moves(S, steps):
 def test_free_share_counts_weights_that_keep_half_of_the_way():
     # One step: 1 / (1 + x) with x = 0, 1/2, 1, 2.
     S = {"a": np.array([0.0, 0.5]), "b": torch.tensor([[1.0], [2.0]])}
-    assert free_share(S, lr=0.1, lam=10, steps=1) == 0.75
-    assert free_share(S, lr=0.1, lam=0, steps=1) == 1.0
+    assert share_free(S, lr=0.1, lam=10, steps=1) == 0.75
+    assert share_free(S, lr=0.1, lam=0, steps=1) == 1.0
 
 
 @pytest.mark.parametrize(
@@ -51,7 +51,7 @@ def test_free_share_counts_weights_that_keep_half_of_the_way():
 def test_bad_arguments_are_named(options, words):
     good = {"importance": np.array([1.0]), "lr": 0.1, "lam": 1.0, "steps": 1}
     with pytest.raises(ValueError, match=words):
-        free_share(**(good | options))
+        share_free(**(good | options))
 
 
 def weights_of_tasks(n_tasks: int, rule: str, gamma: float = 1.0, lam: float = 1.0) -> np.ndarray:

@@ -34,7 +34,7 @@ def test_the_summary_leaves_the_tuning_seed_out(runs):
 
 
 def test_lam_is_chosen_on_the_tuning_seed(runs):
-    assert reproduction.best_lam(runs)["split", "task", "EWC"] == 10
+    assert reproduction.best_lambda(runs)["split", "task", "EWC"] == 10
     assert list(reproduction.tuned(runs)["lam"]) == [1, 10, 100]
 
 

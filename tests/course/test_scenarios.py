@@ -16,7 +16,7 @@ from ewc_tutorial.course.scenarios import (
     bias_correction,
     grow_linear,
     learn_scenario,
-    masked_log_softmax,
+    masked_log_probs,
     scenario_accuracies,
     scenario_net,
     scenario_tasks,
@@ -62,7 +62,7 @@ def snapshot(net: nn.Module) -> dict[str, torch.Tensor]:
 def test_a_mask_is_the_softmax_over_the_subset():
     logits = torch.randn(7, 6, dtype=torch.float64)
     active = torch.tensor([False, True, False, True, True, False])
-    masked = masked_log_softmax(logits, active)
+    masked = masked_log_probs(logits, active)
     torch.testing.assert_close(masked[:, active], logits[:, active].log_softmax(1))
     assert (masked[:, ~active] == -torch.inf).all()
     torch.testing.assert_close(masked[:, active], reference.masked_log_probs(logits, active))
@@ -71,7 +71,7 @@ def test_a_mask_is_the_softmax_over_the_subset():
 def test_a_mask_may_differ_by_sample_and_masked_logits_get_no_gradient():
     logits = torch.randn(4, 3, dtype=torch.float64, requires_grad=True)
     active = torch.tensor([[1, 1, 0], [0, 1, 1], [1, 1, 1], [0, 1, 0]]).bool()
-    masked = masked_log_softmax(logits, active)
+    masked = masked_log_probs(logits, active)
     for row, on, found in zip(logits, active, masked, strict=True):
         torch.testing.assert_close(found[on], row[on].log_softmax(0))
     functional.nll_loss(masked, torch.ones(4, dtype=torch.int64)).backward()

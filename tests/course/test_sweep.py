@@ -58,7 +58,7 @@ def alone(tasks, lam, seed, optimizer=torch.optim.SGD, lr=0.1, **ewc_options):
 def assert_same(member: SweepResult, history) -> None:
     assert member.steps.tolist() == history.steps.tolist()
     assert member.boundaries.tolist() == history.boundaries.tolist()
-    np.testing.assert_allclose(member.curves[0, 0].T, history.curves, atol=1e-9)
+    np.testing.assert_allclose(member.curves[0, 0], history.curves, atol=1e-9)
     np.testing.assert_allclose(member.accuracy[0, 0], history.accuracy, atol=1e-9)
 
 
@@ -69,7 +69,7 @@ def test_each_member_is_the_run_alone(tasks, result, lam, seed):
     member = sweep(tasks, [lam], seeds=[seed])
     assert_same(member, history)
     i, j = LAMBDAS.index(lam), [0, 3].index(seed)
-    np.testing.assert_allclose(result.curves[i, j].T, history.curves, atol=1e-9)
+    np.testing.assert_allclose(result.curves[i, j], history.curves, atol=1e-9)
 
 
 @pytest.mark.parametrize("rule", RULES)
@@ -84,7 +84,7 @@ def test_for_other_estimators_and_subsets(tasks, estimator):
     options = {"estimator": estimator, "n_samples": 40}
     _, history = alone(tasks, 50.0, 1, **options)
     found = sweep(tasks, [0.5, 50.0], seeds=[0, 1], **options)
-    np.testing.assert_allclose(found.curves[1, 1].T, history.curves, atol=1e-9)
+    np.testing.assert_allclose(found.curves[1, 1], history.curves, atol=1e-9)
 
 
 def test_with_adam(tasks):
@@ -123,7 +123,7 @@ def test_every_lambda_is_finite_and_the_strongest_hardly_moves_what_matters(resu
 
 
 def test_what_it_says_of_itself(result, tasks):
-    assert result.curves.shape == (4, 2, 3, len(result.steps))
+    assert result.curves.shape == (4, 2, len(result.steps), 3)
     assert result.bayes_lambda == 1.0
     expected = [[average_accuracy(R) for R in row] for row in result.accuracy]
     np.testing.assert_allclose(result.average_accuracy, expected)
@@ -132,11 +132,19 @@ def test_what_it_says_of_itself(result, tasks):
     )
     assert result.best_lambda == LAMBDAS[int(np.argmax(result.average_accuracy.mean(1)))]
     frame = result.to_frame()
-    assert list(frame.columns) == ["lam", "seed", "task", "step", "accuracy", "seen"]
+    assert list(frame.columns) == ["lam", "seed", "step", "task", "accuracy", "seen"]
     assert len(frame) == result.curves.size
     row = frame.query("lam == 100 and seed == 3 and task == 'B' and step == 75")
     assert row.accuracy.item() == result.accuracy[2, 1, 2, 1]
     assert not frame.query("task == 'C' and step == 50").seen.any()
+
+
+def test_one_task_is_what_it_is_alone_whatever_lambda(tasks):
+    _, history = alone(tasks[:1], 0.0, 0)
+    found = sweep(tasks[:1], LAMBDAS)
+    for member in found.curves[:, 0]:
+        np.testing.assert_allclose(member, history.curves, atol=1e-9)
+    assert (found.drift == 0).all()
 
 
 def test_split_tasks_of_unequal_size():
@@ -187,6 +195,15 @@ def test_save_and_load(result, tmp_path):
     assert loaded.tasks == result.tasks
     assert loaded.settings["hidden"] == list(HIDDEN)
     assert [p.name for p in tmp_path.iterdir()] == ["sweep.npz"]
+
+
+def test_a_file_of_version_0_1_had_tasks_before_evaluations(result, tmp_path):
+    result.save(tmp_path / "new.npz")
+    with np.load(tmp_path / "new.npz") as file:
+        arrays = dict(file)
+    old = arrays | {"curves": result.curves.swapaxes(-1, -2), "accuracy": result.accuracy}
+    np.savez(tmp_path / "old.npz", **old)
+    assert np.array_equal(SweepResult.load(tmp_path / "old.npz").curves, result.curves)
 
 
 def test_another_file_is_refused(tmp_path):

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import time
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
@@ -10,6 +13,7 @@ from torch.nn import functional
 from torch.utils.data import TensorDataset
 
 from ewc_tutorial.course.models import mlp
+from ewc_tutorial.course.recorder import Recorder
 from ewc_tutorial.course.tasks import permuted_tasks
 from ewc_tutorial.course.training import accuracies, learn, train
 from ewc_tutorial.ewc import EWC, L2
@@ -128,6 +132,29 @@ def test_the_same_seed_is_the_same_run_and_another_is_not(tasks):
         curves.append(learn(model, tasks, ewc, steps=8, estimator="sampled", seed=seed).curves)
     assert np.array_equal(curves[0], curves[1])
     assert not np.array_equal(curves[0], curves[2])
+
+
+def test_time_for_measuring_is_not_time_for_training():
+    measured = []
+
+    def measure() -> list[float]:
+        time.sleep(0.05)
+        measured.append(float(len(measured)))
+        return [measured[-1], -1.0]
+
+    record = Recorder(measure, evaluations=2)
+    for _ in range(2):
+        with record.training(6):
+            for step in range(1, 7):
+                record(step)
+        with record.consolidating():
+            time.sleep(0.05)
+    history = record.history([SimpleNamespace(name="A"), SimpleNamespace(name="B")])
+    assert history.steps.tolist() == [0, 3, 6, 9, 12]
+    assert history.boundaries.tolist() == [6, 12]
+    assert history.accuracy.tolist() == [[2, -1], [4, -1]]
+    assert history.train_seconds.max() < 0.1  # measuring took as much per task
+    assert history.consolidate_seconds.min() >= 0.05
 
 
 def test_joint_training_takes_as_many_steps_and_sees_every_task(tasks):

@@ -14,8 +14,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ewc_tutorial.course.explorer.words import earlier_accuracy, readouts, standard_error, verdicts
+from ewc_tutorial.course.explorer.words import earlier_accuracy, readouts, verdicts
 from ewc_tutorial.course.plots.explorer import lambda_positions, lambda_text, power_of_ten
+from ewc_tutorial.course.plots.style import standard_error
 from ewc_tutorial.course.sweep.result import SweepResult
 
 Spec = dict[str, Any]
@@ -114,15 +115,15 @@ class _Views:
     def curves(self) -> Spec:
         """Return the forgetting curves at the present λ, the ghost's of the first task behind."""
         r = self.result
-        mean, error = r.curves.mean(axis=1), standard_error(r.curves)
+        mean, error = r.curves.mean(axis=1), standard_error(r.curves, axis=1)
         starts = [0, *r.boundaries[:-1]]
         rows = [
             {
                 "step": int(step),
                 "what": name,
-                "ys": _short(mean[:, t, e]),
-                "lows": _short(mean[:, t, e] - error[:, t, e]),
-                "highs": _short(mean[:, t, e] + error[:, t, e]),
+                "ys": _short(mean[:, e, t]),
+                "lows": _short(mean[:, e, t] - error[:, e, t]),
+                "highs": _short(mean[:, e, t] + error[:, e, t]),
             }
             for t, name in enumerate(r.tasks)
             for e, step in enumerate(r.steps)
@@ -166,7 +167,7 @@ class _Views:
         """Return rows for the ghost's first task, at that of its λ that is nearest to each."""
         places = np.array([self.place[lam] for lam in self.ghost.lambdas.tolist()])
         nearest = [int(np.abs(places - x).argmin()) for x in self.x]
-        mean = self.ghost.curves.mean(axis=1)[nearest, 0]
+        mean = self.ghost.curves.mean(axis=1)[nearest, :, 0]
         rows = []
         for e, step in enumerate(self.ghost.steps):
             row = dict.fromkeys(("ys", "lows", "highs"), _short(mean[:, e]))
@@ -280,14 +281,16 @@ class _Views:
         x, y = self._lambda_axis(), _axis("y", title, domain)
         rows, dots, looks = [], [], {}
         dashes = ([1, 0], [6, 3], [2, 2])
-        for (name, runs), color, dash in zip(series.items(), colors, dashes, strict=False):
-            mean, error = runs.mean(axis=1), standard_error(runs)
+        for index, (name, runs) in enumerate(series.items()):
+            mean, error = runs.mean(axis=1), standard_error(runs, axis=1)
             rows += [
                 {"x": p, "what": name, "y": _round(m), "low": _round(m - e), "high": _round(m + e)}
                 for p, m, e in zip(self.x, mean, error, strict=True)
             ]
             dots.append({"what": name, "xs": self.x, "ys": _short(mean)})
-            looks[name] = {"color": color, "dash": dash}
+            looks[name] = {
+                "color": colors[index % len(colors)], "dash": dashes[index % len(dashes)]
+            }  # fmt: skip
         if ghost is not None:
             before = f"{next(iter(series))}, {PREVIOUS}"
             for lam, m in zip(self.ghost.lambdas.tolist(), ghost.mean(axis=1), strict=True):

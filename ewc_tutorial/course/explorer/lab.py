@@ -59,7 +59,7 @@ class LambdaExplorer(widgets.VBox):
         self._draw(result, self.result, predict)
 
     def __repr__(self) -> str:
-        lambdas, seeds, tasks = self.result.curves.shape[:3]
+        lambdas, seeds, _, tasks = self.result.curves.shape
         return f"{type(self).__name__}({lambdas} λ, {seeds} seeds, {tasks} tasks)"
 
     @property
@@ -76,7 +76,7 @@ class LambdaExplorer(widgets.VBox):
         self._chart.k = int(at[0])
 
     def csv(self) -> str:
-        """Return the curves as a tidy table: lam, seed, task, step, accuracy, seen."""
+        """Return the curves as a tidy table: lam, seed, step, task, accuracy, seen."""
         return self.result.to_frame().to_csv(index=False)
 
     def png(self) -> bytes:

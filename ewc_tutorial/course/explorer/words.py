@@ -6,12 +6,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ewc_tutorial.course.plots.explorer import lambda_text
+from ewc_tutorial.course.plots.style import standard_error
 from ewc_tutorial.course.sweep.result import SweepResult
 
 
 def readouts(result: SweepResult) -> list[str]:
     """Return for each λ the line above the picture."""
-    average, error = result.average_accuracy, standard_error(result.average_accuracy)
+    average, error = result.average_accuracy, standard_error(result.average_accuracy, axis=1)
     old, new = earlier_accuracy(result), result.new_accuracy
     spread = [f" ± {e:.3f}" if len(result.seeds) > 1 else "" for e in error]
     return [
@@ -24,7 +25,7 @@ def readouts(result: SweepResult) -> list[str]:
 def verdicts(result: SweepResult) -> list[str]:
     """Return for each λ what the lab says to a reader who guessed that it is the best."""
     average = result.average_accuracy
-    mean, error = average.mean(axis=1), standard_error(average)
+    mean, error = average.mean(axis=1), standard_error(average, axis=1)
     best = int(mean.argmax())
     top = f"The best λ is {lambda_text(result.lambdas[best])} (average accuracy {mean[best]:.3f})"
     sentences = []
@@ -44,14 +45,6 @@ def verdicts(result: SweepResult) -> list[str]:
             f"{top}. Your guess {lambda_text(lam)}: {distance}, {cost:.1f} points below{close}."
         )
     return sentences
-
-
-def standard_error(runs: NDArray[np.float64], axis: int = 1) -> NDArray[np.float64]:
-    """Return the standard error of the mean over the axis of the seeds; 0 for a single one."""
-    seeds = runs.shape[axis]
-    if seeds < 2:
-        return np.zeros_like(runs.mean(axis=axis))
-    return runs.std(axis=axis, ddof=1) / np.sqrt(seeds)
 
 
 def earlier_accuracy(result: SweepResult) -> NDArray[np.float64]:

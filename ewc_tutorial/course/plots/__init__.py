@@ -19,7 +19,7 @@ from ewc_tutorial.course.plots.curves import (
     accuracy_matrix,
     accuracy_per_task,
     forgetting_curves,
-    lam_ladder,
+    lambda_ladder,
     mean_accuracy,
     overlap_by_layer,
 )
@@ -145,8 +145,8 @@ __all__ = [
     "importance_histograms",
     "label_panels",
     "lam_choice",
-    "lam_ladder",
     "lambda_curves",
+    "lambda_ladder",
     "lambda_positions",
     "lambda_scan",
     "lambda_text",

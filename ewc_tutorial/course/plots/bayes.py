@@ -14,13 +14,13 @@ from matplotlib.legend_handler import HandlerTuple
 from matplotlib.lines import Line2D
 from numpy.typing import ArrayLike
 
-from ewc_tutorial.course.plots.style import METHOD_STYLE, axes_or_new
+from ewc_tutorial.course.plots.style import METHOD_STYLE, axes_or_new, looks, without_marker
 
 #: What is kept of task A, and how it is drawn wherever it occurs in this notebook.
 MEMORY_STYLE: dict[str, dict[str, Any]] = {
     "nothing": {"color": "C7", "linestyle": (0, (2, 2)), "label": "nothing (B alone)"},
-    "isotropic": {**METHOD_STYLE["L2"], "label": "isotropic (L2)"},
-    "diagonal": {**METHOD_STYLE["EWC"], "label": "diagonal (EWC)"},
+    "isotropic": {**without_marker(METHOD_STYLE["L2"]), "label": "isotropic (L2)"},
+    "diagonal": {**without_marker(METHOD_STYLE["EWC"]), "label": "diagonal (EWC)"},
     "full": {"color": "C4", "linestyle": (0, (7, 2)), "label": "full Laplace"},
 }
 
@@ -86,7 +86,7 @@ def task_and_plane(
     """
     figure, axes = plt.subplots(1, len(inputs) + 1, figsize=(11, 3.7))
     limit = 1.05 * max(np.abs(np.asarray(x)).max() for x, _ in inputs.values())
-    for ax, (name, (x, y)) in zip(axes, inputs.items(), strict=False):
+    for ax, (name, (x, y)) in zip(axes[:-1], inputs.items(), strict=True):
         x, y = np.asarray(x), np.asarray(y)
         for label, marker, color in ((0, "o", "C1"), (1, "^", "C0")):
             chosen = x[y == label]
@@ -106,10 +106,9 @@ def posterior_panels(
 ) -> Figure:
     """Draw densities over the same plane beside each other; each entry's name is its title."""
     figure, axes = plt.subplots(1, len(log_densities), figsize=(11, 3.6), sharex=True, sharey=True)
-    for ax, (title, log_density), color in zip(
-        axes, log_densities.items(), ("C4", "C1", "C2"), strict=False
-    ):
-        contours(ax, points, log_density, filled=True, color=color)
+    panels = looks(log_densities, first=("C4", "C1", "C2"))
+    for ax, (title, log_density), look in zip(axes, log_densities.items(), panels, strict=True):
+        contours(ax, points, log_density, filled=True, color=look["color"])
         marks(ax, optima)
         ax.set_title(title)
     for ax in axes[1:]:
@@ -151,12 +150,11 @@ def orders(
     """
     ax = axes_or_new(ax)
     sizes = np.asarray(sizes, dtype=float)
-    lines, symbols = ("-", "--", "-.", ":"), ("o", "s", "^", "D")
     last = None
-    for (name, runs), linestyle, marker in zip(errors.items(), lines, symbols, strict=False):
+    for runs, look in zip(errors.values(), looks(errors), strict=True):
         runs = np.atleast_2d(np.asarray(runs, dtype=float))
         mean = runs.mean(0)
-        (line,) = ax.plot(sizes, mean, linestyle=linestyle, marker=marker, label=name)
+        (line,) = ax.plot(sizes, mean, **look)
         if len(runs) > 1:
             ends = runs.min(0), runs.max(0)
             ax.fill_between(sizes, *ends, color=line.get_color(), alpha=0.15, lw=0)
@@ -172,9 +170,9 @@ def step_against_kl(
     steps: ArrayLike, kl: Mapping[str, ArrayLike], quadratic: Mapping[str, ArrayLike], ax: Axes
 ) -> None:
     """Draw KL along some directions, as lines, with ½ δᵀFδ as crosses on them."""
-    for (name, values), linestyle in zip(kl.items(), ("-", "--", "-."), strict=False):
-        (line,) = ax.plot(steps, values, linestyle=linestyle, label=f"KL, {name}")
-        ax.plot(steps, quadratic[name], "x", color=line.get_color(), ms=6, label=f"½ δᵀFδ, {name}")
+    for (name, values), look in zip(kl.items(), looks(kl, markers=False), strict=True):
+        ax.plot(steps, values, **look | {"label": f"KL, {name}"})
+        ax.plot(steps, quadratic[name], "x", color=look["color"], ms=6, label=f"½ δᵀFδ, {name}")
     ax.set(xlabel="length of the step ‖δ‖ (weight units)", ylabel="change of predictions (nats)")
     ax.legend(fontsize="small")
 

@@ -8,7 +8,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from numpy.typing import ArrayLike
 
-from ewc_tutorial.course.plots.style import METHOD_STYLE, axes_or_new
+from ewc_tutorial.course.plots.style import METHOD_STYLE, axes_or_new, looks
 
 
 def program_chart(
@@ -60,10 +60,8 @@ def penalty_traces(traces: Mapping[str, ArrayLike], epoch: int, ax: Axes | None 
         epoch: steps per epoch, marked by ticks.
     """
     ax = axes_or_new(ax, (7.0, 3.4))
-    lines = ("-", "-.", ":", "--")
-    for i, (label, values) in enumerate(traces.items()):
-        values = np.asarray(values)
-        ax.plot(np.arange(len(values)), values, lines[i % 4], color=f"C{i}", lw=2.2, label=label)
+    for values, look in zip(traces.values(), looks(traces, markers=False), strict=True):
+        ax.plot(np.asarray(values), lw=2.2, **look)
     steps = max(len(v) for v in traces.values())
     ax.set(
         xticks=np.arange(0, steps + 1, epoch),
@@ -84,10 +82,9 @@ def old_against_new(
         plain: ``(2,)``, the same without a penalty.
     """
     ax = axes_or_new(ax, (5.6, 3.8))
-    markers, lines = "osX^D", ("-", "--", "-.", ":")
-    for i, (label, values) in enumerate(curves.items()):
+    for values, look in zip(curves.values(), looks(curves), strict=True):
         old, new = np.asarray(values, dtype=float).T
-        ax.plot(new, old, marker=markers[i % 5], ls=lines[i % 4], color=f"C{i}", lw=2, label=label)
+        ax.plot(new, old, lw=2, **look)
     if plain is not None:
         ax.plot(plain[1], plain[0], "*", ms=14, color="0.3", ls="none", label="no penalty")
     ax.set(xlabel="test accuracy on B, the new task", ylabel="test accuracy on A, the old task")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -12,12 +11,10 @@ from matplotlib.axes import Axes
 from matplotlib.colors import LinearSegmentedColormap
 from numpy.typing import ArrayLike
 
-from ewc_tutorial.course.plots.style import METHOD_STYLE, axes_or_new, curve_with_band
+from ewc_tutorial.course.plots.style import METHOD_STYLE, axes_or_new, curve_with_band, looks
 
 #: Drawn behind the time in which a row's own task is trained.
 _OWN_PHASE = "0.92"
-
-_MARKERS = {"plain": "s", "L2": "^", "EWC": "o", "joint": "D"}
 
 
 def forgetting_curves(
@@ -49,9 +46,9 @@ def forgetting_curves(
     for row, (ax, name) in enumerate(zip(axes, tasks, strict=True)):
         shown = steps >= starts[row]
         ax.axvspan(starts[row], boundaries[row], color=_OWN_PHASE, lw=0, zorder=0)
-        for method, runs in curves.items():
-            runs = np.asarray(runs, dtype=float)[:, shown, row]
-            curve_with_band(ax, steps[shown], runs, **_look(method))
+        lines = looks(curves, METHOD_STYLE, markers=False)
+        for runs, look in zip(curves.values(), lines, strict=True):
+            curve_with_band(ax, steps[shown], np.asarray(runs)[:, shown, row], **look)
         for boundary in boundaries[:-1]:
             ax.axvline(boundary, color="0.4", lw=1)
         ax.set(ylabel=f"accuracy on {name}", ylim=(0, 1.02), xlim=(0, boundaries[-1]))
@@ -88,11 +85,10 @@ def mean_accuracy(
     """
     ax = axes_or_new(ax, (6.5, 3.8))
     n_tasks = 0
-    for method, runs in means.items():
+    for runs, look in zip(means.values(), looks(means, METHOD_STYLE), strict=True):
         runs = np.atleast_2d(np.asarray(runs, dtype=float))
         n_tasks = runs.shape[1]
-        style = _look(method) | {"marker": _MARKERS.get(method, "v"), "markersize": 5}
-        curve_with_band(ax, np.arange(1, n_tasks + 1), runs, **style)
+        curve_with_band(ax, np.arange(1, n_tasks + 1), runs, markersize=5, **look)
     if single is not None:
         ax.axhline(single, color="0.3", lw=1, label="one task alone")
     ax.set(
@@ -117,11 +113,10 @@ def accuracy_per_task(
     """
     ax = axes_or_new(ax, (6.0, 3.2))
     n_tasks = 0
-    for method, runs in accuracies.items():
+    for runs, look in zip(accuracies.values(), looks(accuracies, METHOD_STYLE), strict=True):
         runs = np.atleast_2d(np.asarray(runs, dtype=float))
         n_tasks = runs.shape[1]
-        style = _look(method) | {"marker": _MARKERS.get(method, "v"), "markersize": 5}
-        curve_with_band(ax, np.arange(1, learned + 1), runs[:, :learned], **style)
+        curve_with_band(ax, np.arange(1, learned + 1), runs[:, :learned], markersize=5, **look)
     ax.set(
         xlabel="task, in the order of learning",
         ylabel="test accuracy",
@@ -177,18 +172,16 @@ def overlap_by_layer(
         ax: where to draw.
     """
     ax = axes_or_new(ax, (6.0, 3.6))
-    looks = zip(["-", "--", "-.", ":"], "osD^", strict=True)
-    for (name, runs), (line, marker) in zip(overlaps.items(), looks, strict=False):
-        x = np.arange(len(layers))
-        curve_with_band(ax, x, runs, linestyle=line, marker=marker, label=name)
+    for runs, look in zip(overlaps.values(), looks(overlaps), strict=True):
+        curve_with_band(ax, np.arange(len(layers)), runs, **look)
     ax.set(xlabel="layer", ylabel="Fisher overlap", ylim=(0, 1.02), xticks=range(len(layers)))
     ax.set_xticklabels(layers)
     ax.legend(title="permuted", loc="lower right")
     return ax
 
 
-def lam_ladder(
-    lams: ArrayLike,
+def lambda_ladder(
+    lambdas: ArrayLike,
     accuracies: Mapping[str, ArrayLike],
     ax: Axes | None = None,
     bayes: float | None = None,
@@ -197,18 +190,15 @@ def lam_ladder(
     """Draw accuracies against λ on a logarithmic axis.
 
     Args:
-        lams: ``(L,)`` values of λ > 0.
+        lambdas: ``(L,)`` values of λ > 0.
         accuracies: what the line is called → ``(runs, L)``.
         ax: where to draw.
         bayes: the value N_A / N_B that Bayes' rule gives; marked if given.
         chosen: the value that the protocol uses; marked if given.
     """
     ax = axes_or_new(ax, (7.0, 3.8))
-    looks = zip(["-", "--", ":", "-."], "osD^", ["C0", "C1", "C2", "C4"], strict=True)
-    for (name, runs), (line, marker, color) in zip(accuracies.items(), looks, strict=False):
-        curve_with_band(
-            ax, lams, runs, linestyle=line, marker=marker, markersize=5, color=color, label=name
-        )
+    for runs, look in zip(accuracies.values(), looks(accuracies), strict=True):
+        curve_with_band(ax, lambdas, runs, markersize=5, **look)
     ax.set(xscale="log", xlabel="λ", ylabel="test accuracy", ylim=(0, 1.02))
     for value, text in ((bayes, "Bayes: $N_A/N_B$"), (chosen, "chosen")):
         if value is not None:
@@ -225,8 +215,3 @@ def lam_ladder(
             )
     ax.legend(loc="best")
     return ax
-
-
-def _look(method: str) -> dict[str, Any]:
-    other = {"color": "C4", "linestyle": (0, (5, 1, 1, 1, 1, 1)), "label": method}
-    return METHOD_STYLE.get(method, other)

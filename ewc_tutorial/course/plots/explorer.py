@@ -15,16 +15,12 @@ from ewc_tutorial.course.plots.style import (
     METHOD_STYLE,
     axes_or_new,
     curve_with_band,
+    looks,
 )
 
-_TASK_LINES = ("-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)))
-_LOOKS: tuple[dict[str, Any], ...] = (
-    {"color": "0.13", "linestyle": "-", "marker": "o"},
-    {"color": "C0", "linestyle": "--", "marker": "s"},
-    {"color": "C1", "linestyle": ":", "marker": "^"},
-    {"color": "C2", "linestyle": "-.", "marker": "D"},
-    {"color": "C4", "linestyle": (0, (5, 1, 1, 1, 1, 1)), "marker": "v"},
-)
+_STYLES = ESTIMATOR_STYLE | METHOD_STYLE
+#: Of what a figure without methods or estimators shows first, often an average.
+_INK = ("0.13",)
 
 
 def lambda_positions(lambdas: ArrayLike) -> NDArray[np.float64]:
@@ -75,15 +71,13 @@ def lambda_curves(
     ax = axes_or_new(ax, (6.5, 3.8))
     lambdas = np.asarray(lambdas, dtype=float)
     x = lambda_positions(lambdas)
-    for index, (name, runs) in enumerate(series.items()):
-        style = {**_LOOKS[index % len(_LOOKS)], "markersize": 4, "label": name}
-        style |= ESTIMATOR_STYLE.get(name, {}) | METHOD_STYLE.get(name, {})
+    for runs, look in zip(series.values(), looks(series, _STYLES, first=_INK), strict=True):
         runs = np.asarray(runs, dtype=float)
-        curve_with_band(ax, x, runs.T, **style)
+        curve_with_band(ax, x, runs.T, markersize=4, **look)
         if best:
             top = runs.mean(axis=1).argmax()
             ax.plot(
-                x[top], runs[top].mean(), "*", ms=15, color=style["color"], mec="white", zorder=5
+                x[top], runs[top].mean(), "*", ms=15, color=look["color"], mec="white", zorder=5
             )
     if bayes is not None:
         ax.axvline(np.log10(bayes), color="0.4", lw=1.2, ls=":")
@@ -120,11 +114,10 @@ def frontier(
     """
     ax = axes_or_new(ax, (5.0, 4.0))
     lambdas = np.asarray(lambdas, dtype=float)
-    for index, (name, (old, new)) in enumerate(paths.items()):
-        old, new = (np.asarray(v, dtype=float).mean(axis=1) for v in (old, new))
-        style = {**_LOOKS[index % len(_LOOKS)], "markersize": 4, "label": name}
-        style |= ESTIMATOR_STYLE.get(name, {}) | METHOD_STYLE.get(name, {})
-        ax.plot(old, new, **style)
+    lines = looks(paths, _STYLES, first=_INK)
+    for index, (pair, look) in enumerate(zip(paths.values(), lines, strict=True)):
+        old, new = (np.asarray(v, dtype=float).mean(axis=1) for v in pair)
+        ax.plot(old, new, markersize=4, **look)
         if at is not None:
             x = lambda_positions(lambdas)
             where = np.interp(at, lambdas, x)
@@ -156,7 +149,7 @@ def curves_at(
 
     Args:
         steps: ``(E,)`` training steps.
-        curves: ``(S, T, E)`` test accuracies.
+        curves: ``(S, E, T)`` test accuracies.
         boundaries: ``(T,)`` the step at which each task's training ended.
         tasks: their names.
         ax: where to draw.
@@ -165,12 +158,10 @@ def curves_at(
     ax = axes_or_new(ax)
     steps, curves = np.asarray(steps), np.asarray(curves, dtype=float)
     starts = [0, *list(boundaries)[:-1]]
+    lines = looks([f"on {name}" for name in tasks], markers=False)
     for t, (name, start, end) in enumerate(zip(tasks, starts, boundaries, strict=True)):
         seen = steps >= start
-        curve_with_band(
-            ax, steps[seen], curves[:, t][:, seen], color=f"C{t % 10}",
-            linestyle=_TASK_LINES[t % len(_TASK_LINES)], label=f"on {name}",
-        )  # fmt: skip
+        curve_with_band(ax, steps[seen], curves[:, seen, t], **lines[t])
         if start:
             ax.axvline(start, color="0.4", lw=1)
         if len(tasks) <= 5:
@@ -196,7 +187,7 @@ def curves_by_lambda(
     Args:
         lambdas: ``(L,)``.
         steps: ``(E,)`` training steps.
-        curves: ``(L, S, T, E)`` test accuracies.
+        curves: ``(L, S, E, T)`` test accuracies.
         boundaries: ``(T,)`` the step at which each task's training ended.
         tasks: their names.
         columns: panels in a row.

@@ -3,33 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.axes import Axes
 from numpy.typing import ArrayLike
 
-from ewc_tutorial.course.plots.style import METHOD_STYLE, axes_or_new, standard_error
+from ewc_tutorial.course.plots.style import METHOD_STYLE, Look, axes_or_new, looks, standard_error
 
 #: Methods that only this notebook has; the others look as everywhere in the course.
-_LOOKS: dict[str, dict[str, Any]] = {
+_STYLE: dict[str, Look] = {
     **METHOD_STYLE,
-    "average": {"color": "C4", "linestyle": (0, (5, 1, 1, 1)), "label": "EWC, mean of Fishers"},
-    "source": {"color": "C3", "linestyle": ":", "label": "published program"},
-    "LoRA": {"color": "C5", "linestyle": "--", "label": "LoRA"},
-    "LoRA + EWC on A and B": {"color": "C1", "linestyle": "-."},
-    "LoRA + EWC on the weights": {"color": "C9", "linestyle": "-"},
-}
-_MARKERS = {
-    "plain": "s",
-    "EWC": "o",
-    "average": "^",
-    "source": "X",
-    "LoRA": "P",
-    "LoRA + EWC on A and B": "v",
-    "LoRA + EWC on the weights": "D",
-    "joint": "*",
+    "average": {
+        "color": "C4",
+        "linestyle": (0, (5, 1, 1, 1)),
+        "marker": "^",
+        "label": "EWC, mean of Fishers",
+    },
+    "source": {"color": "C3", "linestyle": ":", "marker": "X", "label": "published program"},
+    "LoRA": {"color": "C5", "linestyle": "--", "marker": "P"},
+    "LoRA + EWC on A and B": {"color": "C1", "linestyle": "-.", "marker": "v"},
+    "LoRA + EWC on the weights": {"color": "C9", "linestyle": "-", "marker": "h"},
 }
 
 
@@ -52,8 +46,8 @@ def perplexity_over_time(
         width = 3.3 * len(names)
         axes = plt.subplots(1, len(names), figsize=(width, 3.4), sharey=True)[1]
     for i, (name, ax) in enumerate(zip(names, axes, strict=True)):
-        for method, run in runs.items():
-            ax.plot(run["step"], run[name], **_look(method))
+        for run, look in zip(runs.values(), looks(runs, _STYLE, markers=False), strict=True):
+            ax.plot(run["step"], run[name], **look)
         for step in boundaries:
             ax.axvline(step, color="0.6", linewidth=0.8)
         if unseen is not None:
@@ -82,8 +76,8 @@ def perplexity_by_stage(
         figsize = (3.3 * len(names), 3.9)
         axes = plt.subplots(1, len(names), figsize=figsize, sharey=True)[1]
     for i, (name, ax) in enumerate(zip(names, axes, strict=True)):
-        for method, values in methods.items():
-            ax.plot(np.asarray(values)[i], marker=_MARKERS.get(method, "o"), **_look(method))
+        for values, look in zip(methods.values(), looks(methods, _STYLE), strict=True):
+            ax.plot(np.asarray(values)[i], **look)
         ax.axvspan(i - 0.2, i + 0.2, color="C8", alpha=0.15, linewidth=0)
         ax.set(title=f"instance {name}", xlabel="after", yscale="log", ylim=(1.15, 7))
         ax.set_xticks(range(len(names)), names)
@@ -105,21 +99,19 @@ def protection(
     """
     ax = axes_or_new(ax, (7.2, 4.4))
     named: list[tuple[float, float]] = []
-    for method, (new, old, lams) in points.items():
+    for (new, old, lambdas), look in zip(points.values(), looks(points, _STYLE), strict=True):
         new, old = np.atleast_2d(np.asarray(new)), np.atleast_2d(np.asarray(old))
-        look = _look(method)
-        one = len(lams) == 1
+        one = len(lambdas) == 1
         ax.errorbar(
             new.mean(0),
             old.mean(0),
             xerr=standard_error(new),
             yerr=standard_error(old),
-            marker=_MARKERS.get(method, "o"),
             markersize=9 if one else 6,
             elinewidth=0.8,
             **(look | ({"linestyle": "none"} if one else {})),
         )
-        for x, y, lam in zip(new.mean(0), old.mean(0), lams, strict=True):
+        for x, y, lam in zip(new.mean(0), old.mean(0), lambdas, strict=True):
             # Where curves meet, one number is enough.
             near = any(np.hypot(np.log(x / u), np.log(y / v)) < 0.06 for u, v in named)
             if not one and not near:
@@ -161,7 +153,3 @@ def factor_by_batch(
     ax.set_ylabel("F / squared batch mean")
     ax.legend()
     return ax
-
-
-def _look(method: str) -> dict[str, Any]:
-    return {"label": method} | _LOOKS.get(method, {})

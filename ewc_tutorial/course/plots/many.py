@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Iterable, Mapping, Sequence
+from string import ascii_uppercase
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -11,10 +11,16 @@ from matplotlib.axes import Axes
 from matplotlib.patches import Ellipse
 from numpy.typing import ArrayLike
 
-from ewc_tutorial.course.plots.style import axes_or_new, curve_with_band, standard_error
+from ewc_tutorial.course.plots.style import (
+    Look,
+    axes_or_new,
+    curve_with_band,
+    looks,
+    standard_error,
+)
 
 #: A rule keeps its colour, line style and marker in every figure of the chapter.
-RULE_STYLE: dict[str, dict[str, Any]] = {
+RULE_STYLE: dict[str, Look] = {
     "separate": {"color": "C0", "linestyle": "-", "marker": "o"},
     "latest": {"color": "C1", "linestyle": "--", "marker": "s"},
     "online": {"color": "C2", "linestyle": "-.", "marker": "^"},
@@ -45,7 +51,7 @@ def anchor_panels(
         axes = plt.subplots(1, len(runs), figsize=size, sharex=True, sharey=True)[1]
     for ax, (rule, (path, S, anchor)) in zip(axes, runs.items(), strict=True):
         path, S, anchor = (np.asarray(a, dtype=float) for a in (path, S, anchor))
-        for letter, m, F in zip("ABCDEFGH", optima, fishers, strict=False):
+        for letter, m, F in zip(ascii_uppercase[: len(optima)], optima, fishers, strict=True):
             ax.add_patch(Ellipse(m, *(1.1 / np.sqrt(F)), fc="0.9", ec="0.6", lw=1, zorder=0))
             ax.annotate(letter, m, ha="center", va="center", color="0.35", zorder=1)
         color = RULE_STYLE[rule]["color"]
@@ -65,9 +71,9 @@ def task_weights(
     """Draw what each task counts for in the final weights, ``(T,)`` per rule, summing to one."""
     ax = axes_or_new(ax, (6.5, 3.6))
     n_tasks = 0
-    for name, values in weights.items():
+    for values, look in zip(weights.values(), _looks(weights), strict=True):
         n_tasks = len(np.asarray(values))
-        ax.plot(range(1, n_tasks + 1), values, label=name, **_look(name))
+        ax.plot(range(1, n_tasks + 1), values, **look)
     if fair:
         ax.axhline(1 / n_tasks, color="0.4", lw=1, label="equal shares")
     ax.set(
@@ -92,10 +98,9 @@ def accuracy_by_task(
     """
     ax = axes_or_new(ax, (6.5, 3.6))
     n_tasks = 0
-    for name, runs in accuracies.items():
+    for runs, look in zip(accuracies.values(), _looks(accuracies), strict=True):
         n_tasks = np.shape(runs)[1]
-        style = _look(name) | {"markersize": 5, "label": name}
-        curve_with_band(ax, np.arange(1, n_tasks + 1), runs, **style)
+        curve_with_band(ax, np.arange(1, n_tasks + 1), runs, markersize=5, **look)
     if joint is not None:
         ax.axhline(joint, color="0.3", lw=1, ls=(0, (1, 1)), label="joint training")
     ax.set(
@@ -120,16 +125,18 @@ def paired_dots(
         xlabel: what the values are.
     """
     ax = axes_or_new(ax, (9.0, 0.8 + 0.48 * len(rows)))
+    names = list(dict.fromkeys(name for values in rows.values() for name in values))
+    by_name = dict(zip(names, _looks(names), strict=True))
     seen: set[str] = set()
     for y, values in enumerate(rows.values()):
         shifts = np.linspace(-0.14, 0.14, len(values)) if len(values) > 1 else [0.0]
         for shift, (rule, runs) in zip(shifts, values.items(), strict=True):
-            runs, look = np.asarray(runs, dtype=float), _look(rule)
+            runs, look = np.asarray(runs, dtype=float), by_name[rule]
             ax.plot(runs, np.full(len(runs), y + shift), ".", color=look["color"], alpha=0.45)
             ax.errorbar(
                 runs.mean(),
                 y + shift,
-                xerr=standard_error(runs) or 0.0,
+                xerr=standard_error(runs),
                 fmt=look["marker"],
                 color=look["color"],
                 markerfacecolor="white" if "anchor" in rule else look["color"],
@@ -161,11 +168,10 @@ def cost_curves(
     """
     if axes is None:
         axes = plt.subplots(1, 2, figsize=(9.5, 3.3))[1]
-    looks = [("C3", "--", "X"), ("C0", "-", "o"), ("C7", ":", "s")]
     for ax, table, scale in zip(axes, (seconds, megabytes), (1e3, 1.0), strict=True):
-        for (name, values), (color, line, marker) in zip(table.items(), looks, strict=False):
-            values = scale * np.asarray(values, dtype=float)
-            ax.plot(tasks, values, color=color, ls=line, marker=marker, markersize=5, label=name)
+        lines = looks(table, first=("C3", "C0", "C7"))
+        for values, look in zip(table.values(), lines, strict=True):
+            ax.plot(tasks, scale * np.asarray(values, dtype=float), markersize=5, **look)
         ax.set(xlabel="number of tasks so far", ylim=(0, None))
         ax.legend(fontsize="small")
     axes[0].set_ylabel("time of a step (ms)")
@@ -190,13 +196,11 @@ def free_by_layer(
     if axes is None:
         size = (2.9 * len(shares) + 0.6, 3.2)
         axes = plt.subplots(1, len(shares), figsize=size, sharey=True)[1]
-    looks = list(zip(["C0", "C1", "C2"], ["-", "--", "-."], "os^", strict=True))
     for ax, (title, runs) in zip(axes, shares.items(), strict=True):
         runs = np.asarray(runs, dtype=float)
         x = np.arange(1, runs.shape[1] + 1)
-        for layer, (name, (color, line, marker)) in enumerate(zip(layers, looks, strict=False)):
-            style = {"color": color, "linestyle": line, "marker": marker, "markersize": 4}
-            curve_with_band(ax, x, runs[:, :, layer], label=name, **style)
+        for layer, look in enumerate(looks(layers)):
+            curve_with_band(ax, x, runs[:, :, layer], markersize=4, **look)
         if newest is not None:
             style = {"color": "0.4", "linestyle": ":", "marker": "x", "markersize": 4}
             curve_with_band(ax, x, newest[title], label="accuracy on\nthe newest task", **style)
@@ -208,8 +212,7 @@ def free_by_layer(
     return axes
 
 
-def _look(name: str) -> dict[str, Any]:
-    """Return the style of the rule that a name begins with."""
-    return RULE_STYLE.get(
-        name.split(",")[0].split()[0], {"color": "C7", "linestyle": "--", "marker": "v"}
-    )
+def _looks(names: Iterable[str]) -> list[Look]:
+    """Return looks in which a name has that of the rule it begins with."""
+    rules = {name: name.split(",")[0].split()[0] for name in names}
+    return looks(rules, {n: RULE_STYLE[rule] for n, rule in rules.items() if rule in RULE_STYLE})

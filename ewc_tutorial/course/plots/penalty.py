@@ -3,25 +3,32 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from string import ascii_uppercase
 from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
 from numpy.typing import ArrayLike
 
-from ewc_tutorial.course.plots.style import ESTIMATOR_STYLE, METHOD_STYLE, axes_or_new
+from ewc_tutorial.course.plots.style import (
+    ESTIMATOR_STYLE,
+    METHOD_STYLE,
+    Look,
+    axes_or_new,
+    looks,
+    without_marker,
+)
 
 _TASK_STYLE: dict[str, dict[str, Any]] = {
     "A": {"colors": "C4", "linestyles": "solid"},
     "B": {"colors": "C5", "linestyles": "dashed"},
 }
-_PATH_STYLE = {
+_PATH_STYLE: dict[str, Look] = {
     "L2": METHOD_STYLE["L2"],
     "EWC": METHOD_STYLE["EWC"],
     "full": {**METHOD_STYLE["joint"], "label": "full curvature (exact)"},
 }
-_PATH_MARKER = {"L2": "s", "EWC": "o", "full": "D"}
-_UPDATE_STYLE: dict[str, dict[str, Any]] = {
+_UPDATE_STYLE: dict[str, Look] = {
     "gradient": {"color": "C3", "linestyle": "--", "marker": "X"},
     "proximal": {"color": "C0", "linestyle": "-", "marker": "o"},
 }
@@ -89,11 +96,11 @@ def two_bowls(
             color=colour,
             fontweight="bold",
         )
-    for name, path in paths.items():
+    for path, look in zip(paths.values(), looks(paths, _PATH_STYLE), strict=True):
         path = np.asarray(path)
-        ax.plot(*path.T, lw=2.5, **_PATH_STYLE[name])
+        ax.plot(*path.T, lw=2.5, **without_marker(look))
         if mark is not None:
-            ax.plot(*path[mark], _PATH_MARKER[name], color=_PATH_STYLE[name]["color"], ms=8)
+            ax.plot(*path[mark], look["marker"], color=look["color"], ms=8)
     ax.set(xlabel="weight 1", ylabel="weight 2", aspect="equal")
     ax.legend(loc="best")
     return ax
@@ -109,13 +116,11 @@ def trade_off(
         mark: index of the λ to mark.
     """
     ax = axes_or_new(ax, (4.6, 4.0))
-    for name, values in losses.items():
+    for values, look in zip(losses.values(), looks(losses, _PATH_STYLE), strict=True):
         loss_a, loss_b = np.asarray(values).T
-        ax.plot(loss_b, loss_a, lw=2.5, **_PATH_STYLE[name])
+        ax.plot(loss_b, loss_a, lw=2.5, **without_marker(look))
         if mark is not None:
-            ax.plot(
-                loss_b[mark], loss_a[mark], _PATH_MARKER[name], color=_PATH_STYLE[name]["color"]
-            )
+            ax.plot(loss_b[mark], loss_a[mark], look["marker"], color=look["color"])
     ax.set(xlabel="loss on B above its minimum", ylabel="loss on A above its minimum")
     ax.legend()
     return ax
@@ -163,8 +168,7 @@ def pull_share(
     """
     ax = axes_or_new(ax, (4.6, 3.6))
     for name, share in (("gradient", gradient), ("proximal", proximal)):
-        style = {k: v for k, v in _UPDATE_STYLE[name].items() if k != "marker"}
-        ax.plot(x, share, lw=2.2, label=f"{name} step", **style)
+        ax.plot(x, share, lw=2.2, label=f"{name} step", **without_marker(_UPDATE_STYLE[name]))
     ax.axhline(1, color="0.3", lw=1)
     ax.text(3.95, 1.05, "lands on the anchor", color="0.3", fontsize="small", ha="right")
     ax.axhspan(2, 1e9, color="C3", alpha=0.12, lw=0)
@@ -183,9 +187,8 @@ def spring_steps(trajectories: Mapping[str, ArrayLike], ax: Axes | None = None) 
         trajectories: label → ``(K,)``, starting at step 0.
     """
     ax = axes_or_new(ax, (4.6, 3.6))
-    markers, lines = "osX^D", ("-", "-.", "--", ":", (0, (5, 1, 1, 1)))
-    for i, (label, values) in enumerate(trajectories.items()):
-        ax.plot(values, marker=markers[i % 5], linestyle=lines[i % 5], ms=4, label=label)
+    for values, look in zip(trajectories.values(), looks(trajectories), strict=True):
+        ax.plot(values, ms=4, **look)
     ax.axhline(0, color="0.3", lw=1)
     lowest, highest = ax.get_ylim()
     ax.set(
@@ -205,15 +208,15 @@ def stretch_over_steps(runs: Mapping[str, ArrayLike], ax: Axes | None = None) ->
         runs: label → ``(K,)``, the distances after steps 1 to K.
     """
     ax = axes_or_new(ax, (6.4, 3.4))
-    for (label, values), line in zip(runs.items(), ("-", "--", "-.", ":"), strict=False):
-        ax.plot(np.arange(1, len(values) + 1), values, linestyle=line, label=label)
+    for values, look in zip(runs.values(), looks(runs, markers=False), strict=True):
+        ax.plot(np.arange(1, len(values) + 1), values, **look)
     ax.set(yscale="log", xlabel="training step on B", ylabel="|θ − θ*| of the stiffest weight")
     ax.legend()
     return ax
 
 
 def accuracy_by_lambda(
-    lams: ArrayLike | Mapping[str, ArrayLike],
+    lambdas: ArrayLike | Mapping[str, ArrayLike],
     curves: Mapping[str, ArrayLike],
     ax: Axes | None = None,
     *,
@@ -223,26 +226,28 @@ def accuracy_by_lambda(
     """Draw test accuracies on the old task and the new one over λ, one pair of lines per estimator.
 
     Args:
-        lams: ``(L,)`` shared by all curves, or a mapping from estimator to its own.
+        lambdas: ``(L,)`` shared by all curves, or a mapping from estimator to its own.
         curves: estimator → ``(L, 2)``, accuracy on A (filled markers) and on B (hollow markers).
         bayes: the value N_A / N_B, marked with a vertical line.
         xlabel: what λ is multiplied by, if anything.
     """
     ax = axes_or_new(ax)
-    for name, values in curves.items():
-        x = lams[name] if isinstance(lams, Mapping) else lams
+    for (name, values), look in zip(curves.items(), looks(curves, ESTIMATOR_STYLE), strict=True):
+        x = lambdas[name] if isinstance(lambdas, Mapping) else lambdas
         old, new = np.asarray(values).T
-        style = ESTIMATOR_STYLE[name]
-        ax.plot(x, old, ms=6, label=f"A, F {name}", **style)
-        ax.plot(x, new, ms=6, markerfacecolor="white", alpha=0.8, label=f"B, F {name}", **style)
+        on_b = {"label": f"B, F {name}", "markerfacecolor": "white", "alpha": 0.8}
+        ax.plot(x, old, ms=6, **look | {"label": f"A, F {name}"})
+        ax.plot(x, new, ms=6, **look | on_b)
     if bayes is not None:
         ax.axvline(bayes, color="0.3", lw=1, linestyle=":", label="N_A / N_B")
-    ax.set(xscale="log", xlabel=xlabel, ylabel="test accuracy", ylim=(0.3, 1.0))
+    # The range of the course's own figure, and whatever lies below.
+    lowest = min([0.3, *(np.nanmin(values) - 0.05 for values in curves.values())])
+    ax.set(xscale="log", xlabel=xlabel, ylabel="test accuracy", ylim=(max(lowest, 0.0), 1.02))
     return ax
 
 
 def stability(
-    lams: ArrayLike,
+    lambdas: ArrayLike,
     gradient: ArrayLike,
     proximal: ArrayLike,
     critical: float,
@@ -253,25 +258,25 @@ def stability(
     """Draw the accuracy on the old task over λ for gradient and proximal steps.
 
     Args:
-        lams: ``(L,)``.
+        lambdas: ``(L,)``.
         gradient, proximal: ``(L,)``, accuracies on A; not-a-number where training diverged, drawn
             as a cross at the bottom.
         critical: the λ at which η λ max F = 2.
         bayes: the value N_A / N_B, marked with a vertical line.
     """
     ax = axes_or_new(ax, (6.6, 3.6))
-    lams = np.asarray(lams, dtype=float)
+    lambdas = np.asarray(lambdas, dtype=float)
     bottom = 0.6
     for name, values in (("proximal", proximal), ("gradient", gradient)):
         values = np.asarray(values, dtype=float)
         size = 6 if name == "proximal" else 9  # where both agree, both are seen
         ax.plot(
-            lams, values, ms=size, mfc="none", mew=2, label=f"{name} step", **_UPDATE_STYLE[name]
+            lambdas, values, ms=size, mfc="none", mew=2, label=f"{name} step", **_UPDATE_STYLE[name]
         )
         lost = np.isnan(values)
-        ax.plot(lams[lost], np.full(lost.sum(), bottom + 0.02), "x", ms=9, mew=2, color="C3")
+        ax.plot(lambdas[lost], np.full(lost.sum(), bottom + 0.02), "x", ms=9, mew=2, color="C3")
         if lost.any():
-            middle = float(np.sqrt(lams[lost][0] * lams[lost][-1]))
+            middle = float(np.sqrt(lambdas[lost][0] * lambdas[lost][-1]))
             ax.text(middle, bottom + 0.04, f"{name} step: diverged", color="C3", ha="center")
     ax.axvline(critical, color="C3", lw=1.2, linestyle=":", label="η λ max F = 2")
     if bayes is not None:
@@ -293,8 +298,8 @@ def fisher_along_training(
         totals: estimator → ``(K,)``.
     """
     ax = axes_or_new(ax)
-    for name, values in totals.items():
-        ax.plot(steps, values, label=name, **ESTIMATOR_STYLE[name])
+    for values, look in zip(totals.values(), looks(totals, ESTIMATOR_STYLE), strict=True):
+        ax.plot(steps, values, **look)
     ax.set(
         xscale="log",
         yscale="log",
@@ -342,9 +347,9 @@ def collapsed_springs(
     """
     ax = axes_or_new(ax)
     terms = np.asarray(terms)
-    lines = ("--", "-.", ":")
-    for i, term in enumerate(terms):
-        ax.plot(theta, term, linestyle=lines[i % 3], label=f"task {'ABCDEFG'[i]}")
+    names = [f"task {letter}" for letter in ascii_uppercase[: len(terms)]]
+    for term, look in zip(terms, looks(names, markers=False), strict=True):
+        ax.plot(theta, term, **look)
     ax.plot(theta, terms.sum(axis=0), color="black", lw=2.5, label="sum")
     ax.plot(*minimum, "o", color="black", ms=8)
     ax.annotate("(μ, c)", minimum, xytext=(0, 12), textcoords="offset points", ha="center")

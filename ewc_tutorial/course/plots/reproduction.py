@@ -3,16 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
 from numpy.typing import ArrayLike
 
-from ewc_tutorial.course.plots.style import ESTIMATOR_STYLE, axes_or_new
-
-_LINES = ("-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)))
-_MARKERS = "os^DX"
+from ewc_tutorial.course.plots.style import ESTIMATOR_STYLE, Look, axes_or_new, looks
 
 
 def forest(
@@ -61,13 +57,14 @@ def lam_choice(
     """
     ax = axes_or_new(ax, (7.0, 3.8))
     drawn = {}
-    for i, (name, (lam, accuracy)) in enumerate(curves.items()):
+    styles: dict[str, Look] = {}
+    for name in curves:  # the first that begins with an estimator has that one's look
+        style = ESTIMATOR_STYLE.get(name.split(",")[0])
+        if style is not None and style not in styles.values():
+            styles[name] = style
+    for (name, (lam, accuracy)), look in zip(curves.items(), looks(curves, styles), strict=True):
         lam, accuracy = np.asarray(lam, dtype=float), np.asarray(accuracy, dtype=float)
-        look: dict[str, Any] = {"color": f"C{i}", "linestyle": _LINES[i], "marker": _MARKERS[i]}
-        look |= ESTIMATOR_STYLE.get(name.split(",")[0], {}) if name != "exact, 500" else {}
-        if name == "exact, 500":
-            look = {"color": "C9", "linestyle": ":", "marker": "v"}
-        ax.plot(lam, accuracy, label=name, ms=5, **look)
+        ax.plot(lam, accuracy, ms=5, **look)
         best = accuracy.argmax()
         ax.plot(lam[best], accuracy[best], look["marker"], color=look["color"], ms=12)
         drawn[name] = look["color"]

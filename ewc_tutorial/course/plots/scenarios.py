@@ -9,11 +9,9 @@ import numpy as np
 import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.colors import LinearSegmentedColormap
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 
-from ewc_tutorial.course.plots.style import METHOD_STYLE, axes_or_new, line_looks, standard_error
-
-_MARKERS = {"plain": "s", "EWC": "o", "joint": "D"}
+from ewc_tutorial.course.plots.style import METHOD_STYLE, axes_or_new, looks, standard_error
 
 
 def scenario_dots(
@@ -33,17 +31,21 @@ def scenario_dots(
         axes = plt.subplots(1, 2, figsize=(9.5, 3.9), sharey=True)[1]
     for ax, table in zip(axes, (ours, published), strict=True):
         for column, scenario in enumerate(table):
-            for offset, (method, values) in zip(
-                (-0.24, 0, 0.24), table[scenario].items(), strict=False
+            methods = table[scenario]
+            for offset, values, look in zip(
+                _offsets(len(methods), 0.24),
+                methods.values(),
+                looks(methods, METHOD_STYLE),
+                strict=True,
             ):
                 values = np.atleast_1d(np.asarray(values, dtype=float))
-                x, look = column + offset, METHOD_STYLE[method]
+                x = column + offset
                 if len(values) > 1:
                     ax.plot(np.full(len(values), x), values, ".", color=look["color"], alpha=0.5)
                 ax.plot(
                     x,
                     values.mean(),
-                    _MARKERS[method],
+                    look["marker"],
                     color=look["color"],
                     markersize=9,
                     markeredgecolor="white",
@@ -84,10 +86,9 @@ def logit_paths(
         title: above the axes.
     """
     ax = axes_or_new(ax, (5.0, 3.4))
-    looks = line_looks("C0", "C1", "C2", "C4")
     every = max(1, len(np.asarray(steps)) // 8)
-    for (name, values), look in zip(logits.items(), looks, strict=False):
-        ax.plot(steps, values, markevery=every, label=name, **look)
+    for values, look in zip(logits.values(), looks(logits), strict=True):
+        ax.plot(steps, values, markevery=every, **look)
     ax.set(xlabel="steps on the new task", ylabel="mean of the largest logit", title=title)
     ax.legend(title="among the classes", fontsize="small", loc="best")
     return ax
@@ -141,16 +142,13 @@ def recovery(
     """
     ax = axes_or_new(ax, (7.5, 3.0))
     repairs = list(next(iter(shares.values())))
-    looks = zip(["C7", "C0", "C4", "C1"], "soD^", strict=True)
-    for shift, (name, row), (color, marker) in zip(
-        np.linspace(-0.2, 0.2, len(shares)), shares.items(), looks, strict=False
-    ):
+    networks = looks(shares, first=("C7", "C0", "C4", "C1"))
+    for shift, row, look in zip(_offsets(len(shares), 0.2), shares.values(), networks, strict=True):
         values = [np.asarray(row[repair], dtype=float) for repair in repairs]
         y = np.arange(len(repairs)) + shift
-        error = [standard_error(v) or 0.0 for v in values]
         ax.errorbar(
-            [v.mean() for v in values], y, xerr=error, fmt=marker, color=color, label=name,
-            markersize=7, capsize=3,
+            [v.mean() for v in values], y, xerr=[float(standard_error(v)) for v in values],
+            markersize=7, capsize=3, **look | {"linestyle": "none"},
         )  # fmt: skip
     if joint is not None:
         ax.axvline(joint, color="C2", ls=":", label="joint training")
@@ -160,3 +158,8 @@ def recovery(
     ax.grid(visible=False, axis="y")
     ax.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), fontsize="small")
     return ax
+
+
+def _offsets(count: int, most: float) -> NDArray[np.float64]:
+    """Return places side by side around 0, from ``-most`` to ``most``."""
+    return np.linspace(-most, most, count) if count > 1 else np.zeros(count)

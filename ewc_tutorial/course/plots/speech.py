@@ -13,6 +13,7 @@ from ewc_tutorial.course.plots.style import (
     METHOD_STYLE,
     axes_or_new,
     curve_with_band,
+    looks,
     standard_error,
 )
 
@@ -93,13 +94,13 @@ def learning_losses(runs: Mapping[str, Sequence[Mapping[str, float]]]) -> Sequen
             gives them.
     """
     _, axes = plt.subplots(1, 2, figsize=(9.0, 3.2))
-    looks = zip(("C7", "C0", "C2"), ("--", "-", "-."), strict=True)
-    for (name, rows), (color, line) in zip(runs.items(), looks, strict=False):
+    lines = looks(runs, first=("C7", "C0", "C2"), markers=False)
+    for rows, look in zip(runs.values(), lines, strict=True):
         steps = [row["step"] for row in rows]
-        axes[0].plot(steps, [row["loss"] for row in rows], color=color, ls=line, label=name)
+        axes[0].plot(steps, [row["loss"] for row in rows], **look)
         penalty = [row["penalty"] for row in rows]
         if any(penalty):
-            axes[1].plot(steps, penalty, color=color, ls=line, label=name)
+            axes[1].plot(steps, penalty, **look)
     axes[0].set(xlabel="step", ylabel="−log p(text | sound)\nper recording", yscale="log")
     axes[1].set(xlabel="step", ylabel="penalty")
     for ax in axes:
@@ -146,7 +147,7 @@ def error_rate_moves(
 
 
 def error_rates_by_lambda(
-    lams: Sequence[float],
+    lambdas: Sequence[float],
     old: ArrayLike,
     new: ArrayLike,
     plain: tuple[ArrayLike, ArrayLike],
@@ -157,7 +158,7 @@ def error_rates_by_lambda(
     """Draw word error rates on old and new voices over λ, with plain fine-tuning as dashed lines.
 
     Args:
-        lams: ``(K,)``, increasing.
+        lambdas: ``(K,)``, increasing.
         old, new: rates ``(seeds, K)`` in [0, …].
         plain: rates without penalty on old and new voices, ``(seeds,)`` each.
         ax: where to draw.
@@ -170,7 +171,7 @@ def error_rates_by_lambda(
         (new, plain[1], VOICES["new"], "C1", "s"),
     ):
         look = {"color": color, "marker": marker, "label": name}
-        curve_with_band(ax, lams, 100 * np.asarray(rates), **look)
+        curve_with_band(ax, lambdas, 100 * np.asarray(rates), **look)
         ax.axhline(100 * np.mean(reference), color=color, ls="--", lw=1)
     if bayes is not None:
         ax.axvline(bayes, color="0.4", ls=":", label="$N_A/N_B$")
@@ -191,9 +192,9 @@ def error_trade_off(
         ax: where to draw.
     """
     ax = axes_or_new(ax, (6.4, 4.4))
-    for name, (new, old) in runs.items():
+    styles = {name: look | {"label": name} for name, look in LEARNING_STYLE.items()}
+    for (new, old), look in zip(runs.values(), looks(runs, styles), strict=True):
         x, y = (100 * np.atleast_2d(np.asarray(r, dtype=float)) for r in (new, old))
-        look = {"marker": "o"} | LEARNING_STYLE.get(name, {}) | {"label": name}
         ax.errorbar(
             x.mean(axis=0), y.mean(axis=0), xerr=standard_error(x), yerr=standard_error(y),
             capsize=2, elinewidth=0.8, markersize=7, **look,

@@ -8,13 +8,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from numpy.typing import ArrayLike
 
-from ewc_tutorial.course.plots.style import axes_or_new
-
-_TASK_STYLE = (
-    {"color": "C0", "linestyle": "-"},
-    {"color": "C1", "linestyle": "--"},
-    {"color": "C2", "linestyle": "-."},
-)
+from ewc_tutorial.course.plots.style import axes_or_new, looks
 
 
 def learning_in_sequence(
@@ -36,15 +30,10 @@ def learning_in_sequence(
     ax = axes_or_new(ax)
     steps, curves = np.asarray(steps), np.asarray(curves)
     starts = np.concatenate([[0], np.asarray(boundaries)[:-1]])
+    lines = looks([f"test accuracy on {name}" for name in tasks], markers=False)
     for j, (name, start, end) in enumerate(zip(tasks, starts, boundaries, strict=True)):
         seen = steps >= start
-        ax.plot(
-            steps[seen],
-            curves[seen, j],
-            label=f"test accuracy on {name}",
-            lw=2.2,
-            **_TASK_STYLE[j % len(_TASK_STYLE)],
-        )
+        ax.plot(steps[seen], curves[seen, j], lw=2.2, **lines[j])
         ax.text((start + end) / 2, 1.06, f"training on {name}", ha="center", va="center")
         if start:
             ax.axvline(start, color="0.4", lw=1)

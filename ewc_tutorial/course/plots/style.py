@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import cycle
+from string import ascii_uppercase
 from typing import Any
 
 import matplotlib.pyplot as plt
@@ -11,16 +13,24 @@ import seaborn as sns
 from matplotlib.axes import Axes
 from numpy.typing import ArrayLike, NDArray
 
-#: A method keeps its colour and its line style in every figure of the course.
-METHOD_STYLE: dict[str, dict[str, Any]] = {
-    "plain": {"color": "C7", "linestyle": "--", "label": "plain fine-tuning"},
-    "L2": {"color": "C1", "linestyle": "-.", "label": "L2"},
-    "EWC": {"color": "C0", "linestyle": "-", "label": "EWC"},
-    "joint": {"color": "C2", "linestyle": ":", "label": "joint training"},
+Look = dict[str, Any]
+
+#: What lines that have no look of their own take in turn. Red is kept for warnings, as long as
+#: there are others.
+COLORS = ("C0", "C1", "C2", "C4", "C5", "C9", "C7", "C8", "C6", "C3")
+LINES = ("-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)))
+MARKERS = ("o", "s", "^", "D", "X", "v", "P")
+
+#: A method keeps its colour, line style and marker in every figure of the course.
+METHOD_STYLE: dict[str, Look] = {
+    "plain": {"color": "C7", "linestyle": "--", "marker": "s", "label": "plain fine-tuning"},
+    "L2": {"color": "C1", "linestyle": "-.", "marker": "^", "label": "L2"},
+    "EWC": {"color": "C0", "linestyle": "-", "marker": "o", "label": "EWC"},
+    "joint": {"color": "C2", "linestyle": ":", "marker": "D", "label": "joint training"},
 }
 
 #: An estimator of the Fisher information, likewise.
-ESTIMATOR_STYLE: dict[str, dict[str, Any]] = {
+ESTIMATOR_STYLE: dict[str, Look] = {
     "exact": {"color": "C0", "linestyle": "-", "marker": "o"},
     "sampled": {"color": "C1", "linestyle": "--", "marker": "s"},
     "empirical": {"color": "C2", "linestyle": "-.", "marker": "^"},
@@ -52,16 +62,53 @@ def axes_or_new(ax: Axes | None, figsize: tuple[float, float] = (6.0, 3.6)) -> A
     return plt.subplots(figsize=figsize)[1] if ax is None else ax
 
 
-def line_looks(*colors: str) -> Iterator[dict[str, Any]]:
-    """Yield a look per line of a figure; they differ without their colours, too."""
-    for linestyle, marker, color in zip(("-", "--", "-.", ":"), "osD^", colors, strict=True):
-        yield {"linestyle": linestyle, "marker": marker, "color": color}
+def looks(
+    names: Iterable[str],
+    styles: Mapping[str, Look] | None = None,
+    *,
+    first: Sequence[str] = (),
+    markers: bool = True,
+) -> list[Look]:
+    """Return a look for each line of a figure: ``color``, ``linestyle``, ``marker``, ``label``.
+
+    However many lines there are, no two look alike, and the first few differ without their colours,
+    too.
+
+    Args:
+        names: what the lines are called, which becomes their label.
+        styles: the look of some names, which nobody else gets, label included if it has one.
+        first: colours that the other names take before those of the course.
+        markers: whether points are marked.
+    """
+    names, styles = list(names), styles or {}
+    taken = [styles[name] for name in names if name in styles]
+
+    def free(key: str, values: Iterable[Any]) -> Iterator[Any]:
+        used = [look.get(key) for look in taken]
+        values = tuple(dict.fromkeys(values))
+        return cycle([value for value in values if value not in used] or values)
+
+    kinds = {"color": (*first, *COLORS), "linestyle": LINES, "marker": MARKERS}
+    others = zip(*(free(key, values) for key, values in kinds.items()), strict=True)
+    found = []
+    for name in names:
+        look = styles[name] if name in styles else dict(zip(kinds, next(others), strict=True))
+        found.append({"label": name} | (look if markers else without_marker(look)))
+    return found
 
 
-def standard_error(runs: ArrayLike) -> NDArray[np.float64] | None:
-    """Return the standard error of the mean of ``runs`` ``(seeds, ...)``; None for a single one."""
+def without_marker(look: Look) -> Look:
+    """Return a look for a line alone."""
+    return {key: value for key, value in look.items() if key != "marker"}
+
+
+def standard_error(runs: ArrayLike, axis: int = 0) -> NDArray[np.float64]:
+    """Return the standard error of the mean over the axis of the seeds; 0 for a single one."""
     runs = np.asarray(runs, dtype=float)
-    return runs.std(axis=0, ddof=1) / np.sqrt(len(runs)) if len(runs) > 1 else None
+    seeds = runs.shape[axis]
+    if seeds < 2:
+        return np.zeros_like(runs.mean(axis=axis))
+    return runs.std(axis=axis, ddof=1) / np.sqrt(seeds)
 
 
 def curve_with_band(ax: Axes, x: ArrayLike, runs: ArrayLike, **style: Any) -> None:
@@ -72,12 +119,12 @@ def curve_with_band(ax: Axes, x: ArrayLike, runs: ArrayLike, **style: Any) -> No
     runs = np.atleast_2d(np.asarray(runs, dtype=float))
     mean = runs.mean(axis=0)
     (line,) = ax.plot(x, mean, **style)
-    error = standard_error(runs)
-    if error is not None:
+    if len(runs) > 1:
+        error = standard_error(runs)
         ax.fill_between(x, mean - error, mean + error, color=line.get_color(), alpha=0.2, lw=0)
 
 
 def label_panels(axes: Sequence[Axes]) -> None:
     """Write A, B, C … at the upper left corner of each panel."""
-    for letter, ax in zip("ABCDEFGHIJ", axes, strict=False):
+    for letter, ax in zip(ascii_uppercase[: len(axes)], axes, strict=True):
         ax.set_title(letter, loc="left", fontweight="bold")

@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.axes import Axes
 from numpy.typing import ArrayLike
 
-from ewc_tutorial.course.plots.style import axes_or_new, line_looks, standard_error
+from ewc_tutorial.course.plots.style import Look, axes_or_new, looks, standard_error
 
 #: Colours of lines, that of the forgotten task first.
 _FORGOTTEN_FIRST = ("C3", "C0", "C4", "C1")
 
 #: A network keeps its colour, marker and line in all figures of the notebook.
-NETWORK_STYLE: dict[str, dict[str, Any]] = {
+NETWORK_STYLE: dict[str, Look] = {
     "learned": {"color": "C7", "marker": "s", "linestyle": "--", "label": "before"},
     "subtracted": {"color": "C3", "marker": "o", "linestyle": "-", "label": "update subtracted"},
     "repaired": {"color": "C0", "marker": "^", "linestyle": "-.", "label": "… and repaired"},
@@ -145,9 +144,8 @@ def subtracted_share(
         ylabel, title: of the axes.
     """
     ax = axes_or_new(ax, (4.8, 3.4))
-    looks = line_looks(*_FORGOTTEN_FIRST)
-    for (label, values), look in zip(lines.items(), looks, strict=False):
-        ax.plot(shares, values, label=label, **look)
+    for values, look in zip(lines.values(), looks(lines, first=_FORGOTTEN_FIRST), strict=True):
+        ax.plot(shares, values, **look)
     ax.axvline(1, color="0.4", lw=1)
     ax.set(xlabel="share of the update that is subtracted", ylabel=ylabel, title=title)
     ax.legend(fontsize="small")
@@ -200,10 +198,10 @@ def returning(
         title, xlabel: of the axes.
     """
     ax = axes_or_new(ax, (4.8, 3.4))
-    looks = line_looks(*_FORGOTTEN_FIRST)
     every = max(1, len(np.asarray(steps)) // 7)
-    for (label, values), look in zip(curves.items(), looks, strict=False):
-        ax.plot(steps, values, markevery=every, **NETWORK_STYLE.get(label, look | {"label": label}))
+    lines = looks(curves, NETWORK_STYLE, first=_FORGOTTEN_FIRST)
+    for values, look in zip(curves.values(), lines, strict=True):
+        ax.plot(steps, values, markevery=every, **look)
     ax.set(xlabel=xlabel, ylabel="test accuracy", ylim=(0, 1.02), title=title)
     return ax
 

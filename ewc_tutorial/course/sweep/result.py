@@ -12,13 +12,14 @@ from zipfile import BadZipFile
 import numpy as np
 from numpy.typing import NDArray
 
+from ewc_tutorial.files import replacing
+
 if TYPE_CHECKING:
     import pandas as pd
 
 #: The arrays whose first two axes are λ and seed.
 MEMBER_ARRAYS = (
     "curves",
-    "accuracy",
     "drift",
     "fisher_drift",
     "important_move",
@@ -37,8 +38,7 @@ class SweepResult:
         n_train: ``(T,)`` number of training samples of each.
         steps: ``(E,)`` training steps taken so far, over all tasks; starts at 0.
         boundaries: ``(T,)`` the step at which each task's training ended.
-        curves: ``(L, S, T, E)`` test accuracy on every task, those still to come included.
-        accuracy: ``(L, S, T, T)``, the accuracy matrix R[i, j] of each member.
+        curves: ``(L, S, E, T)`` test accuracy on every task, those still to come included.
         drift: ``(L, S, T, layers)``: ‖W − W_A‖ / ‖W_A‖ per layer after each task, where W_A are the
             layer's weights after the first one.
         fisher_drift: ``(L, S, T)``: Σ_i F_i (θ_i − θ_A,i)² over all weights, F that of the first
@@ -56,13 +56,17 @@ class SweepResult:
     steps: NDArray[np.int64]
     boundaries: NDArray[np.int64]
     curves: NDArray[np.float64]
-    accuracy: NDArray[np.float64]
     drift: NDArray[np.float64]
     fisher_drift: NDArray[np.float64]
     important_move: NDArray[np.float64]
     unimportant_move: NDArray[np.float64]
     settings: dict[str, Any] = field(default_factory=dict)
     interpolated: bool = False
+
+    @property
+    def accuracy(self) -> NDArray[np.float64]:
+        """``(L, S, T, T)``, the accuracy matrix R[i, j] of each member."""
+        return self.curves[..., np.searchsorted(self.steps, self.boundaries), :]
 
     @property
     def average_accuracy(self) -> NDArray[np.float64]:
@@ -111,12 +115,12 @@ class SweepResult:
         return replace(self, lambdas=np.array([lam]), interpolated=True, **between)
 
     def to_frame(self) -> pd.DataFrame:
-        """Return the curves as a tidy table: lam, seed, task, step, accuracy and seen."""
+        """Return the curves as a tidy table: lam, seed, step, task, accuracy and seen."""
         import pandas as pd
 
         index = pd.MultiIndex.from_product(
-            [self.lambdas, self.seeds, self.tasks, self.steps],
-            names=["lam", "seed", "task", "step"],
+            [self.lambdas, self.seeds, self.steps, self.tasks],
+            names=["lam", "seed", "step", "task"],
         )
         frame = pd.DataFrame({"accuracy": self.curves.ravel()}, index=index).reset_index()
         starts = dict(zip(self.tasks, [0, *self.boundaries[:-1]], strict=True))
@@ -127,11 +131,8 @@ class SweepResult:
         """Write everything to one ``.npz`` file, whole or not at all."""
         arrays = {f.name: getattr(self, f.name) for f in fields(self)}
         arrays["settings"] = json.dumps(self.settings)
-        path = Path(path)
-        unfinished = path.with_name(path.name + ".part")
-        with unfinished.open("wb") as file:
+        with replacing(Path(path)) as file:
             np.savez_compressed(file, **{k: np.asarray(v) for k, v in arrays.items()})
-        unfinished.replace(path)
 
     @classmethod
     def load(cls, path: str | Path) -> SweepResult:
@@ -144,6 +145,8 @@ class SweepResult:
         try:
             with np.load(path, allow_pickle=False) as file:
                 arrays = {f.name: file[f.name] for f in fields(cls)}
+                if "accuracy" in file:  # a file of version 0.1, with tasks before evaluations
+                    arrays["curves"] = arrays["curves"].swapaxes(-1, -2)
         except (KeyError, ValueError, EOFError, OSError, BadZipFile) as error:
             if isinstance(error, FileNotFoundError):
                 raise

@@ -10,9 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from ewc_tutorial.course.models import mlp
+from ewc_tutorial.course.recorder import Recorder
 from ewc_tutorial.course.sweep.result import SweepResult
-from ewc_tutorial.course.tasks import Task
-from ewc_tutorial.course.training import batches, count_steps, evaluation_steps
+from ewc_tutorial.course.tasks import Task, joined
+from ewc_tutorial.course.training import batches, count_steps
 from ewc_tutorial.ewc import EWC
 from ewc_tutorial.fisher import fisher_diagonal
 
@@ -154,40 +155,55 @@ def train_stack(
         [mlp(tasks[0].in_features, settings.hidden, classes, seed=seed) for seed in seeds]
     ).to(device)
     ewc: EWC | None = None
-    record = _Record(S, L, tasks)
-    record.evaluate(stack, step=0)
-    done = 0
+    moved: list[dict[str, np.ndarray]] = []
+    x_test, y_test = joined(tasks, "test")
+    sizes = [len(task.test) for task in tasks]
+    record = Recorder(
+        lambda: _members(_accuracies(stack, x_test, y_test, sizes), S, L), settings.evaluations
+    )
     for index, task in enumerate(tasks):
         budget = count_steps(len(task.train), settings.batch_size, settings.epochs, settings.steps)
-        due = set(evaluation_steps(budget, settings.evaluations))
         x, y = task.train.tensors
         streams = [batches(len(x), settings.batch_size, order) for order in orders]
         optimizer = OPTIMIZERS[settings.optimizer](stack.parameters(), lr=settings.lr)
-        for step in range(1, budget + 1):
-            rows = torch.stack([next(stream) for stream in streams]).to(device)
-            stack.set_gradients_(x[rows], y[rows])
-            optimizer.step()
-            if ewc is not None:
-                ewc.proximal_step_(settings.lr)
-            if step in due:
-                record.evaluate(stack, done + step)
-            tick(done + step)
-        done += budget
+        with record.training(budget):
+            for step in range(1, budget + 1):
+                rows = torch.stack([next(stream) for stream in streams]).to(device)
+                stack.set_gradients_(x[rows], y[rows])
+                optimizer.step()
+                if ewc is not None:
+                    ewc.proximal_step_(settings.lr)
+                record(step)
+                tick(record.done + step)
         if not all(p.isfinite().all() for p in stack.parameters()):
             raise ValueError(f"lr={settings.lr:g} made weights that are not finite: lower it.")
-        if index < T - 1:
-            fisher = _fishers(stack, task, settings, labels)
-            if ewc is None:
-                # Up to here λ changed nothing; from here the members of a seed part.
-                stack = stack.repeated(L)
-                fisher = {n: F.repeat_interleave(L, dim=0) for n, F in fisher.items()}
-                labels = [_copy(g) for g in labels for _ in lambdas]
-                ewc = EWC(stack, lam=1.0, rule=settings.rule, gamma=settings.gamma)
-                lam = torch.tensor(list(lambdas) * S, device=device).view(-1, 1, 1)
-            # Every rule is linear in F, so each member's own λ can be part of its importance.
-            ewc.merge({n: lam * F for n, F in fisher.items()})
-        record.end_of_task(stack, done, fisher)
-    return record.result(tasks, lambdas, seeds, settings)
+        with record.consolidating():
+            if index == 0 or index < T - 1:
+                fisher = _fishers(stack, task, settings, labels)
+                if ewc is None:
+                    # Up to here λ changed nothing; from here the members of a seed part.
+                    stack = stack.repeated(L)
+                    fisher = {n: F.repeat_interleave(L, dim=0) for n, F in fisher.items()}
+                    labels = [_copy(g) for g in labels for _ in lambdas]
+                    ewc = EWC(stack, lam=1.0, rule=settings.rule, gamma=settings.gamma)
+                    lam = torch.tensor(list(lambdas) * S, device=device).view(-1, 1, 1)
+                # Every rule is linear in F, so each member's own λ can be part of its importance.
+                ewc.merge({n: lam * F for n, F in fisher.items()})
+        if index == 0:
+            moves = _Moves(stack, fisher)
+        moved.append({name: _members(v, S, L) for name, v in moves(stack).items()})
+    history = record.history(tasks)
+    return SweepResult(
+        lambdas=np.array(lambdas),
+        seeds=np.array(seeds),
+        tasks=history.tasks,
+        n_train=np.array([len(task.train) for task in tasks]),
+        steps=history.steps,
+        boundaries=history.boundaries,
+        curves=history.curves,
+        **{name: np.stack([values[name] for values in moved], axis=2) for name in moved[0]},
+        settings=settings.__dict__,
+    )
 
 
 def _fishers(
@@ -218,80 +234,52 @@ def _copy(generator: torch.Generator) -> torch.Generator:
     return torch.Generator().set_state(generator.get_state())
 
 
-class _Record:
-    """Collects what a sweep measures. Arrays of members are (S, …) at first and (S·L, …) later."""
+@torch.no_grad()
+def _accuracies(stack: StackedMLP, x: Tensor, y: Tensor, sizes: Sequence[int]) -> Tensor:
+    """Return every member's accuracy on every task's test images, ``(members, T)``."""
+    room = _TEST_ELEMENTS.get(x.device.type, 2**18)
+    chunk = max(16, room // (len(stack) * stack.weights[0].shape[1]))
+    answers = [stack(images.unsqueeze(0)).argmax(-1) for images in x.split(chunk)]
+    right = (torch.cat(answers, dim=1) == y).double()
+    return torch.stack([part.mean(1) for part in right.split(sizes, dim=1)], dim=1)
 
-    def __init__(self, S: int, L: int, tasks: Sequence[Task]) -> None:
-        self._shape = (S, L)
-        self._x = torch.cat([task.test.tensors[0] for task in tasks])
-        self._y = torch.cat([task.test.tensors[1] for task in tasks])
-        self._sizes = [len(task.test) for task in tasks]
-        self._steps: list[int] = []
-        self._curves: list[np.ndarray] = []
-        self._boundaries: list[int] = []
-        self._moved: list[dict[str, np.ndarray]] = []
+
+def _members(values: Tensor, S: int, L: int) -> np.ndarray:
+    """Return ``(L, S, …)`` of ``(S, …)``, shared by the members of a seed, or ``(S·L, …)``."""
+    array = values.double().cpu().numpy()
+    array = array.reshape(S, -1, *array.shape[1:])
+    return np.moveaxis(np.broadcast_to(array, (S, L, *array.shape[2:])), 0, 1).copy()
+
+
+class _Moves:
+    """Measures how far the weights are from where the first task left them.
+
+    Args:
+        stack: the members after the first task.
+        fisher: that of the first task.
+    """
 
     @torch.no_grad()
-    def evaluate(self, stack: StackedMLP, step: int) -> None:
-        """Measure every member's accuracy on every task's test images."""
-        room = _TEST_ELEMENTS.get(self._x.device.type, 2**18)
-        chunk = max(16, room // (len(stack) * stack.weights[0].shape[1]))
-        answers = [stack(x.unsqueeze(0)).argmax(-1) for x in self._x.split(chunk)]
-        right = (torch.cat(answers, dim=1) == self._y).double()
-        by_task = [part.mean(1) for part in right.split(self._sizes, dim=1)]
-        self._steps.append(step)
-        self._curves.append(self._all_members(torch.stack(by_task, dim=1)))
+    def __init__(self, stack: StackedMLP, fisher: dict[str, Tensor]) -> None:
+        self._anchor = [w.clone() for w in stack.weights]
+        F = [fisher[f"weights.{i}"] for i in range(len(stack.weights))]
+        self._fisher = torch.cat([f.flatten(1) for f in F], dim=1)
+        rank = round((1 - IMPORTANT) * self._fisher.shape[1])
+        self._important = self._fisher > self._fisher.kthvalue(rank, dim=1, keepdim=True).values
 
-    def end_of_task(self, stack: StackedMLP, step: int, fisher: dict[str, Tensor]) -> None:
-        """Measure how far the weights are from where the first task left them."""
-        self._boundaries.append(step)
-        with torch.no_grad():
-            if len(self._boundaries) == 1:
-                self._anchor = [w.clone() for w in stack.weights]
-                self._fisher = [fisher[f"weights.{i}"] for i in range(len(stack.weights))]
-            offsets = [w - a for w, a in zip(stack.weights, self._anchor, strict=True)]
-            squares = torch.cat([d.square().flatten(1) for d in offsets], dim=1)
-            diagonal = torch.cat([f.flatten(1) for f in self._fisher], dim=1)
-            rank = round((1 - IMPORTANT) * diagonal.shape[1])
-            important = diagonal > diagonal.kthvalue(rank, dim=1, keepdim=True).values
-            drift = [
-                d.flatten(1).norm(dim=1) / a.flatten(1).norm(dim=1)
-                for d, a in zip(offsets, self._anchor, strict=True)
-            ]
-            moved = {
-                "drift": torch.stack(drift, dim=1),
-                "fisher_drift": (diagonal * squares).sum(1),
-                "important_move": (squares * important).sum(1).div(important.sum(1)).sqrt(),
-                "unimportant_move": (squares * ~important).sum(1).div((~important).sum(1)).sqrt(),
-            }
-        self._moved.append({name: self._all_members(value) for name, value in moved.items()})
-
-    def result(
-        self,
-        tasks: Sequence[Task],
-        lambdas: Sequence[float],
-        seeds: Sequence[int],
-        settings: Settings,
-    ) -> SweepResult:
-        """Return everything with λ and seed in front."""
-        curves = np.stack(self._curves, axis=-1)
-        ends = np.searchsorted(self._steps, self._boundaries)
-        return SweepResult(
-            lambdas=np.array(lambdas),
-            seeds=np.array(seeds),
-            tasks=tuple(task.name for task in tasks),
-            n_train=np.array([len(task.train) for task in tasks]),
-            steps=np.array(self._steps),
-            boundaries=np.array(self._boundaries),
-            curves=curves,
-            accuracy=np.moveaxis(curves[..., ends], -1, -2),
-            **{k: np.stack([m[k] for m in self._moved], axis=2) for k in self._moved[0]},
-            settings=settings.__dict__,
-        )
-
-    def _all_members(self, values: Tensor) -> np.ndarray:
-        """Return ``(L, S, …)``, with what the members of a seed still share repeated."""
-        S, L = self._shape
-        array = values.double().cpu().numpy()
-        array = array.reshape(S, -1, *array.shape[1:])
-        return np.moveaxis(np.broadcast_to(array, (S, L, *array.shape[2:])), 0, 1).copy()
+    @torch.no_grad()
+    def __call__(self, stack: StackedMLP) -> dict[str, Tensor]:
+        """Return what :class:`SweepResult` holds of it, for each member."""
+        offsets = [w - a for w, a in zip(stack.weights, self._anchor, strict=True)]
+        squares = torch.cat([d.square().flatten(1) for d in offsets], dim=1)
+        drift = [
+            d.flatten(1).norm(dim=1) / a.flatten(1).norm(dim=1)
+            for d, a in zip(offsets, self._anchor, strict=True)
+        ]
+        on = self._important
+        return {
+            "drift": torch.stack(drift, dim=1),
+            "fisher_drift": (self._fisher * squares).sum(1),
+            "important_move": (squares * on).sum(1).div(on.sum(1)).sqrt(),
+            "unimportant_move": (squares * ~on).sum(1).div((~on).sum(1)).sqrt(),
+        }
