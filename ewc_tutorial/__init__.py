@@ -4,7 +4,7 @@
 
     ewc = EWC(model, lam=100)          # before the first task
     ewc.consolidate(old_data)          # after each task
-    ewc.proximal_step_(lr)             # while training the next, after optimizer.step()
+    ewc.attach(optimizer)              # while training the next: pulls after every step
 
 Three wings. The library, this package itself, needs PyTorch, NumPy and tqdm only:
 

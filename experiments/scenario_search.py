@@ -19,7 +19,7 @@ from ewc_tutorial.ewc import EWC
 
 SEEDS = (100, 101, 102)
 RATES = (5e-4, 1e-3, 2e-3, 5e-3, 1e-2, 2e-2)
-LAMBDAS = (1e2, 1e3, 1e4, 1e5, 1e6)
+LAMBDAS = (1e0, 1e1, 1e2, 1e3, 1e4, 1e5, 1e6)
 METHODS = [("plain", 0.0), ("joint", 0.0), *(("EWC", lam) for lam in LAMBDAS)]
 RESULTS = tables.path("scenario_search")
 

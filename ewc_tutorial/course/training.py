@@ -53,7 +53,8 @@ def train(
         batch_size: number of samples per step; all N if there are fewer.
         optimizer: called as ``optimizer(parameters, lr=lr)``.
         ewc: the penalty on leaving earlier tasks; ``None`` for plain fine-tuning.
-        update: ``"proximal"``, ``"gradient"`` or ``"loss"``: the three ways of :class:`EWC`.
+        update: ``"proximal"`` (:meth:`EWC.attach`), ``"gradient"`` (:meth:`EWC.add_gradient_`) or
+            ``"loss"`` (:meth:`EWC.penalty`).
         loss: the mean loss of a batch from its logits and labels.
         generator: draws the order of the batches; a number seeds a new one, ``None`` means 0.
         on_step: called with the number of steps taken after each.
@@ -63,7 +64,9 @@ def train(
         The mean loss of each step's batch without the penalty, ``(steps,)``.
 
     Raises:
-        ValueError: an argument is out of range, or the loss stops being finite.
+        ValueError: an argument is out of range, ``ewc`` protects another model, ``update`` is
+            ``"proximal"`` with an optimizer that :meth:`EWC.attach` does not know, or the loss
+            stops being finite.
     """
     if update not in UPDATES:
         raise ValueError(f"update must be one of {', '.join(UPDATES)}, not {update!r}.")
@@ -72,6 +75,13 @@ def train(
     steps = count_steps(len(x), batch_size, epochs, steps)
     parameters = [p for p in model.parameters() if p.requires_grad]
     optim = optimizer(parameters, lr=lr)
+    if isinstance(ewc, EWC) and not {*ewc.weights().values()} <= {*model.parameters()}:
+        raise ValueError(
+            "ewc protects another model than the one that is trained, or a copy of it: make it "
+            "with EWC(model)."
+        )
+    if ewc is not None and update == "proximal":
+        ewc.attach(optim)  # the optimizer, and its hook with it, ends with this call
     losses = torch.empty(steps, device=device)
     was_training = model.training
     model.train()
@@ -88,8 +98,6 @@ def train(
             if ewc is not None and update == "gradient":
                 ewc.add_gradient_()
             optim.step()
-            if ewc is not None and update == "proximal":
-                ewc.proximal_step_(lr)
             losses[step] = value.detach()
             if on_step is not None:
                 on_step(step + 1)

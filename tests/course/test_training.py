@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import time
 from types import SimpleNamespace
 
@@ -218,3 +219,14 @@ def test_divergence_is_reported_with_its_cause(tasks):
     ewc.consolidate(tasks[0])
     with pytest.raises(ValueError, match="stopped being finite at step .* use update='proximal'"):
         train(model, tasks[1], steps=200, ewc=ewc, update="gradient")
+
+
+@pytest.mark.parametrize("update", ["proximal", "gradient", "loss"])
+def test_an_ewc_of_a_copy_is_refused(tasks, update):
+    """It would protect the copy, and the model in training would forget without a word."""
+    model = mlp(64, [8], 10, seed=0)
+    ewc = EWC(copy.deepcopy(model))
+    before = copy.deepcopy(model.state_dict())
+    with pytest.raises(ValueError, match="protects another model"):
+        train(model, tasks[0], steps=1, ewc=ewc, update=update)
+    assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())

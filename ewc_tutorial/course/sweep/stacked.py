@@ -166,13 +166,13 @@ def train_stack(
         x, y = task.train.tensors
         streams = [batches(len(x), settings.batch_size, order) for order in orders]
         optimizer = OPTIMIZERS[settings.optimizer](stack.parameters(), lr=settings.lr)
+        if ewc is not None:
+            ewc.attach(optimizer)
         with record.training(budget):
             for step in range(1, budget + 1):
                 rows = torch.stack([next(stream) for stream in streams]).to(device)
                 stack.set_gradients_(x[rows], y[rows])
                 optimizer.step()
-                if ewc is not None:
-                    ewc.proximal_step_(settings.lr)
                 record(step)
                 tick(record.done + step)
         if not all(p.isfinite().all() for p in stack.parameters()):
