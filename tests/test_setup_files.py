@@ -60,10 +60,3 @@ def test_torch_and_torchvision_are_the_tested_pair(constraints):
 def test_constraints_hold_versions_alone():
     for line in (ROOT / "constraints.txt").read_text().splitlines():
         assert line.startswith("#") or re.fullmatch(r"[A-Za-z0-9_.-]+==[A-Za-z0-9_.!+-]+", line)
-
-
-def test_make_help_lists_every_command():
-    makefile = (ROOT / "Makefile").read_text()
-    phony = set(re.search(r"^\.PHONY: (.*)$", makefile, flags=re.M).group(1).split())
-    assert phony == set(re.findall(r"^([a-z-]+):.*## ", makefile, flags=re.M))
-    assert {"help", "lab", "test", "check", "notebooks", "clean"} <= phony
