@@ -28,7 +28,7 @@ PINS_MACOS = (14,)
 FIRST_NOTEBOOK = "notebooks/00_start_here.ipynb"
 LAB_PAGE = "notebooks/app/lambda_lab.ipynb"
 #: Folders of tests that take longer than a look at a change should: `test` runs them.
-SLOW_TESTS = ("notebooks", "browser", "speech")
+SLOW_TESTS = ("notebooks", "browser", "speech", "wheel")
 # A cell of a lesson takes at most about 15 s; slow machines get some slack.
 NBVAL = ("--nbval-lax", "--nbval-current-env", "--nbval-cell-timeout=300")
 
@@ -51,7 +51,12 @@ def lab(options: Line) -> List[Line]:
 
 
 def app(options: Line) -> List[Line]:
-    return [["voila", LAB_PAGE, *options]]
+    # Its voila.json cures three things. A page says goodbye to its kernel without the token that
+    # Jupyter wants (voila#1458), and each visit left 0.6 GB behind; browsers that died say no
+    # goodbye, so idle kernels are culled; and the page waited for style sheets from outside for as
+    # long as the network was silent.
+    settings = "--Voila.config_file_paths=" + os.path.dirname(LAB_PAGE)
+    return [["voila", LAB_PAGE, settings, *options]]
 
 
 def check(_: Line) -> List[Line]:

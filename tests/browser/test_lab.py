@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import re
+import urllib.request
+
+from conftest import TOKEN
 
 
 def test_the_first_notebook_runs_and_its_slider_moves(page, open_notebook, screenshot):
@@ -40,3 +44,11 @@ def test_an_answer_is_folded_until_it_is_asked_for(page, open_notebook, screensh
     assert answer.locator("pre").is_visible()
     assert "def " in answer.locator("pre").inner_text()
     screenshot("lab_answer")
+
+
+def test_the_server_shows_the_readme_that_lessons_speak_of(lab):
+    asked = urllib.request.Request(
+        f"{lab}/api/contents/README.md", headers={"Authorization": f"token {TOKEN}"}
+    )
+    with urllib.request.urlopen(asked) as answer:
+        assert json.load(answer)["content"].startswith("# EWC Tutorial")
