@@ -5,6 +5,7 @@ Tests are skipped with a reason where there is no Chromium. Screenshots go to te
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import socket
@@ -134,6 +135,19 @@ def lab(tmp_path_factory) -> Iterator[str]:
         yield address
 
 
+@pytest.fixture
+def contents(lab):
+    """Return a function that asks the server for a file, as JupyterLab does to show it."""
+
+    def ask(path: str) -> str:
+        request = urllib.request.Request(f"{lab}/api/contents/{path}")
+        request.add_header("Authorization", f"token {TOKEN}")
+        with urllib.request.urlopen(request) as answer:
+            return json.load(answer)["content"]
+
+    return ask
+
+
 @pytest.fixture(scope="module")
 def voila(tmp_path_factory) -> Iterator[str]:
     """Serve the lab alone as ``make app`` does and yield the page's address."""
@@ -159,6 +173,15 @@ def browser():
 @pytest.fixture(scope="module")
 def page(browser):
     page = browser.new_page(viewport={"width": 1400, "height": 1000})
+    page.set_default_timeout(TIMEOUT)
+    yield page
+    page.close()
+
+
+@pytest.fixture
+def visitor(browser):
+    """A page of its own, which the test may leave as it likes."""
+    page = browser.new_page()
     page.set_default_timeout(TIMEOUT)
     yield page
     page.close()

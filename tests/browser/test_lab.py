@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import json
 import re
-import urllib.request
-
-from conftest import TOKEN
 
 
 def test_the_first_notebook_runs_and_its_slider_moves(page, open_notebook, screenshot):
@@ -46,9 +42,5 @@ def test_an_answer_is_folded_until_it_is_asked_for(page, open_notebook, screensh
     screenshot("lab_answer")
 
 
-def test_the_server_shows_the_readme_that_lessons_speak_of(lab):
-    asked = urllib.request.Request(
-        f"{lab}/api/contents/README.md", headers={"Authorization": f"token {TOKEN}"}
-    )
-    with urllib.request.urlopen(asked) as answer:
-        assert json.load(answer)["content"].startswith("# EWC Tutorial")
+def test_the_server_shows_the_readme_that_lessons_speak_of(contents):
+    assert contents("README.md").startswith("# EWC Tutorial")

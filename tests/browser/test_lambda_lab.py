@@ -8,7 +8,6 @@ from pathlib import Path
 
 import psutil
 import pytest
-from conftest import TIMEOUT
 
 ARTIFACTS = Path(__file__).resolve().parents[1] / "artifacts"
 
@@ -161,51 +160,49 @@ def test_the_lab_as_a_page_of_voila(page, voila, screenshot, errors):
     assert errors == []
 
 
-def test_the_page_of_voila_waits_for_nobody_outside(browser, voila):
+def test_the_page_of_voila_waits_for_nobody_outside(visitor, voila):
     held: list[str] = []
-    page = browser.new_page()
-    page.set_default_timeout(TIMEOUT)
+
+    def outside(url: str) -> bool:
+        return not url.startswith(voila)
+
     # Neither answered nor refused, as by a network that swallows packets.
-    page.route(lambda url: not url.startswith(voila), lambda route: held.append(route.request.url))
-    page.goto(voila, wait_until="commit")
-    Lab(page)
-    page.close()
+    visitor.route(outside, lambda route: held.append(route.request.url))
+    visitor.goto(voila, wait_until="commit")
+    Lab(visitor)
     assert held == []
 
 
-def kernels_of_voila() -> int:
-    """Return how many kernels run under the servers of Voilà that these tests have started."""
-    found = 0
+def kernels_of_voila() -> set[int]:
+    """Return the processes of kernels under the servers of Voilà that these tests have started."""
+    found = set()
     for process in psutil.Process().children(recursive=True):
         try:
-            kernel = "ipykernel_launcher" in process.cmdline()
-            found += kernel and "voila" in process.parent().cmdline()
+            if "ipykernel_launcher" in process.cmdline() and "voila" in process.parent().cmdline():
+                found.add(process.pid)
         except (psutil.NoSuchProcess, psutil.ZombieProcess, AttributeError):
             pass  # it has just ended
     return found
 
 
-def wait_for_kernels(page, wanted: int) -> None:
-    deadline = time.monotonic() + 60
-    while (found := kernels_of_voila()) != wanted:
-        assert time.monotonic() < deadline, f"{found} kernels run, not {wanted}"
-        page.wait_for_timeout(200)
-
-
-def test_a_visitor_who_leaves_or_reloads_leaves_no_kernel_behind(browser, voila):
-    page = browser.new_page()
-    page.set_default_timeout(TIMEOUT)
+def test_a_visitor_who_leaves_or_reloads_leaves_no_kernel_behind(visitor, voila):
     before = kernels_of_voila()
-    page.goto(voila, wait_until="commit")
-    Lab(page)
-    assert kernels_of_voila() == before + 1
+
+    def wait_for_kernels(wanted: int) -> None:
+        deadline = time.monotonic() + 60
+        while len(found := kernels_of_voila() - before) != wanted:
+            assert time.monotonic() < deadline, f"{len(found)} kernels run, not {wanted}"
+            visitor.wait_for_timeout(200)
+
+    visitor.goto(voila, wait_until="commit")
+    Lab(visitor)
+    assert len(kernels_of_voila() - before) == 1
     for _ in range(2):
-        page.reload(wait_until="commit")
-        Lab(page)
-    wait_for_kernels(page, before + 1)
-    page.goto("about:blank")
-    wait_for_kernels(page, before)
-    page.close()
+        visitor.reload(wait_until="commit")
+        Lab(visitor)
+    wait_for_kernels(1)
+    visitor.goto("about:blank")
+    wait_for_kernels(0)
 
 
 def test_the_lab_as_a_file_without_a_kernel(page, tmp_path, screenshot, errors):
