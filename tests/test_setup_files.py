@@ -99,6 +99,29 @@ def test_workflows_are_what_github_reads(file):
             assert (ROOT / script).exists() or script.startswith("$")
 
 
+def test_the_citation_is_what_its_readers_read(project):
+    file = ROOT / "CITATION.cff"
+    fits_schema("citation-file-format", file)
+    citation = yaml.safe_load(file.read_text(encoding="utf-8"))
+    assert citation["version"] == project["version"]
+    assert citation["license"] == project["license"]
+    assert citation["keywords"] == project["keywords"]
+    assert citation["authors"] == project["authors"]
+    assert f"## {project['version']}" in (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
+
+
+def test_everybody_names_the_same_pythons(project):
+    low, high = make.OLDEST[1], make.PINS_NEWEST[1]
+    served = {f"3.{minor}" for minor in range(low, high + 1)}
+    assert project["requires-python"] == f">=3.{low}"
+    named = {line.rpartition(" ")[2] for line in project["classifiers"] if "Python :: 3." in line}
+    assert named == served
+    assert f"Python 3.{low} to 3.{high}" in (ROOT / "README.md").read_text(encoding="utf-8")
+    workflow = (ROOT / ".github" / "workflows" / "test.yml").read_text()
+    tried = set(re.findall(r'"(3\.\d+)"', workflow))
+    assert tried == served
+
+
 def fits_schema(name: str, file: Path) -> None:
     """Hold a file by the schema that its readers publish; check-jsonschema carries copies."""
     schemas = resources.files("check_jsonschema") / "builtin_schemas" / "vendor"
