@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import re
 import sys
+from importlib.machinery import ModuleSpec
 from importlib.metadata import PackageNotFoundError, packages_distributions, requires
+from typing import Any
 
 
 def needed_by(packages: list[str]) -> set[str]:
@@ -33,22 +35,32 @@ def normal(name: str) -> str:
     return re.sub(r"[-_.]+", "-", name).lower()
 
 
-class OnlyThese:
-    """Finds nothing, and stops the search for what does not belong to the packages."""
+class Without:
+    """A finder of modules to which some of them are not installed."""
 
-    def __init__(self, packages: list[str]) -> None:
-        allowed = needed_by(packages)
-        self._others = {
-            module
-            for module, owners in packages_distributions().items()
-            if not allowed & set(map(normal, owners))
-        } - {"ewc_tutorial"}
+    def __init__(self, finder: Any, absent: set[str]) -> None:
+        self._finder, self._absent = finder, absent
 
-    def find_spec(self, name: str, *_: object) -> None:
-        if name.partition(".")[0] in self._others - sys.stdlib_module_names:
-            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+    def find_spec(self, name: str, *rest: Any) -> ModuleSpec | None:
+        absent = name.partition(".")[0] in self._absent
+        return None if absent else self._finder.find_spec(name, *rest)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._finder, name)
+
+
+def hide_all_but(packages: list[str]) -> None:
+    """Let nothing else that is installed be found, but what these packages need."""
+    kept = needed_by(packages)
+    absent = {
+        module
+        for module, owners in packages_distributions().items()
+        if not kept & set(map(normal, owners))
+    }
+    absent -= {"ewc_tutorial", *sys.stdlib_module_names}
+    sys.meta_path[:] = [Without(finder, absent) for finder in sys.meta_path]
 
 
 if __name__ == "__main__":
-    sys.meta_path.insert(0, OnlyThese(sys.argv[1].split(",")))
+    hide_all_but(sys.argv[1].split(","))
     exec(sys.argv[2])
