@@ -346,7 +346,7 @@ def clean(root: Path) -> None:
 
 def main(arguments: Line) -> int:
     if hasattr(sys.stdout, "reconfigure"):  # a console that has no λ shows a question mark
-        sys.stdout.reconfigure(errors="replace")
+        sys.stdout.reconfigure(errors="replace", line_buffering=True)
     ours, options = parse(arguments)
     if ours.command == "clean":
         clean(ROOT)
