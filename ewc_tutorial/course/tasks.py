@@ -6,17 +6,23 @@ trained on by another.
 
 from __future__ import annotations
 
+import math
 import os
-from collections.abc import Callable, Sequence
+import socket
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.functional import affine_grid, grid_sample
 from torch.utils.data import TensorDataset
 
 DATASETS = ("digits", "mnist")
+#: Seconds that a server of MNIST may be silent before it is given up.
+PATIENCE = 20.0
 MNIST_FILES = tuple(
     f"{part}-{kind}-ubyte" for part in ("train", "t10k") for kind in ("images-idx3", "labels-idx1")
 )
@@ -124,6 +130,7 @@ def permuted_tasks(
         ValueError: a number is out of range, the data set unknown or its files corrupted.
         FileNotFoundError: MNIST is missing and ``download`` is false.
         ConnectionError: MNIST could not be downloaded.
+        ImportError: MNIST was asked for, and torchvision, which reads it, cannot be imported.
     """
     _check_count("n_tasks", n_tasks)
     images = _load(dataset, seed, n_train, n_test, download)
@@ -165,15 +172,13 @@ def rotated_tasks(
     Unlike permuted tasks these resemble each other, so that knowledge can also be transferred.
     The other arguments and errors are those of :func:`permuted_tasks`.
     """
-    from torchvision.transforms.functional import InterpolationMode, rotate
-
     _check_count("n_tasks", n_tasks)
     if not np.isfinite(step):
         raise ValueError(f"step must be a finite angle in degrees, not {step!r}.")
     images = _load(dataset, seed, n_train, n_test, download)
 
     def rotate_by(angle: float) -> Callable[[Tensor], Tensor]:
-        return lambda x: rotate(x, angle, InterpolationMode.BILINEAR) if angle % 360 else x
+        return lambda x: _turned(x, angle) if angle % 360 else x
 
     return [
         images.task(f"{_letter(i)} ({step * i:g}°)", rotate_by(step * i), flatten)
@@ -234,7 +239,7 @@ def pick_dataset(prefer: str = "mnist", download: bool = False) -> str:
     """
     try:
         _load(prefer, seed=0, n_train=None, n_test=None, download=download)
-    except (FileNotFoundError, ConnectionError) as error:
+    except (FileNotFoundError, ConnectionError, ImportError) as error:
         print(f"{error}\nUsing scikit-learn's digits instead.")
         return "digits"
     return prefer
@@ -252,6 +257,14 @@ def data_folder() -> Path:
     if (checkout / "pyproject.toml").exists():
         return checkout / "data"
     return Path.home() / ".cache" / "ewc_tutorial"
+
+
+def _turned(x: Tensor, degrees: float) -> Tensor:
+    """Return square images ``(N, C, H, H)`` turned to the left about their middle, bilinearly."""
+    cos, sin = math.cos(math.radians(degrees)), math.sin(math.radians(degrees))
+    where = x.new_tensor([[cos, -sin, 0.0], [sin, cos, 0.0]]).expand(len(x), 2, 3)
+    grid = affine_grid(where, list(x.shape), align_corners=False)
+    return grid_sample(x, grid, align_corners=False)
 
 
 def _letter(index: int) -> str:
@@ -304,7 +317,13 @@ def _subset(name: str, x: Tensor, y: Tensor, size: int | None, seed: int) -> tup
 
 
 def _load_mnist(download: bool) -> _Images:
-    from torchvision.datasets import MNIST
+    try:
+        from torchvision.datasets import MNIST
+    except Exception as broken:  # built for another PyTorch it raises many things
+        raise ImportError(
+            f"MNIST is read through torchvision, which cannot be imported ({broken}): install the "
+            "torchvision that belongs to this PyTorch, or use dataset='digits', which needs none."
+        ) from broken
 
     folder = data_folder()
     files = [folder / "MNIST" / "raw" / name for name in MNIST_FILES]
@@ -316,7 +335,8 @@ def _load_mnist(download: bool) -> _Images:
                 "pass download=True."
             )
         try:
-            MNIST(str(folder), download=True)
+            with _limited_patience(PATIENCE):
+                MNIST(str(folder), download=True)
         except (RuntimeError, OSError) as failed:
             raise ConnectionError(
                 f"MNIST could not be downloaded to {folder} ({failed}): connect to a network, "
@@ -333,6 +353,17 @@ def _load_mnist(download: bool) -> _Images:
             raise _corrupted(folder, f"images {tuple(x.shape)}, labels {tuple(y.shape)}")
         tensors += [x.unsqueeze(1).float() / 255, y.long()]
     return _Images(*tensors)
+
+
+@contextmanager
+def _limited_patience(seconds: float) -> Iterator[None]:
+    """Let no read from the network wait for longer; torchvision sets no limit of its own."""
+    before = socket.getdefaulttimeout()
+    socket.setdefaulttimeout(seconds)
+    try:
+        yield
+    finally:
+        socket.setdefaulttimeout(before)
 
 
 def _corrupted(folder: Path, why: str) -> ValueError:

@@ -109,14 +109,14 @@ def make_samples(data: Any, n_samples: int | None, generator: torch.Generator) -
         x, y = _batch(data)
         return _Indexed(
             lambda indices: (_rows(x, indices), None if y is None else _rows(y, indices)),
-            _subset(len(x), n_samples, generator),
+            random_subset(len(x), n_samples, generator),
         )
     if isinstance(data, IterableDataset):
         return _Stream(_collated(iter(data), 64), n_samples)
     if isinstance(data, Dataset):
         return _Indexed(
             lambda indices: default_collate([data[i] for i in indices.tolist()]),
-            _subset(len(data), n_samples, generator),
+            random_subset(len(data), n_samples, generator),
         )
     if isinstance(data, Iterable) and not isinstance(data, Tensor | str | bytes | dict):
         return _Stream(data, n_samples)
@@ -161,7 +161,8 @@ def _describe(value: Any) -> str:
     return f"a {type(value).__name__}"
 
 
-def _subset(total: int, n_samples: int | None, generator: torch.Generator) -> Tensor:
+def random_subset(total: int, n_samples: int | None, generator: torch.Generator) -> Tensor:
+    """Return the ascending numbers of ``n_samples`` of ``total`` samples; None takes all."""
     if n_samples is None or n_samples >= total:
         return torch.arange(total)
     order = torch.randperm(total, generator=generator, device=generator.device)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from ewc_tutorial.fisher.samples import _subset
+from ewc_tutorial.fisher.samples import random_subset
 
 DictBatch = dict[str, Tensor]
 #: What a model's main input can be called; its length tells padding where there is no mask.
@@ -88,7 +88,7 @@ def _joined(
     batch_size: int,
     generator: torch.Generator,
 ) -> Iterator[Mapping[str, Any]]:
-    for part in _subset(len(data), n_samples, generator).split(batch_size):
+    for part in random_subset(len(data), n_samples, generator).split(batch_size):
         if len(part):
             yield collate([_item(data, i) for i in part.tolist()])
 

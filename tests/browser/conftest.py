@@ -5,6 +5,7 @@ Tests are skipped with a reason where there is no Chromium. Screenshots go to te
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import socket
@@ -18,6 +19,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+
+import make
 
 ROOT = Path(__file__).resolve().parents[2]
 ARTIFACTS = ROOT / "tests" / "artifacts"
@@ -36,6 +39,9 @@ CHROMIUM_OPTIONS = [
     "--host-resolver-rules=MAP * ~NOTFOUND , EXCLUDE 127.0.0.1",
 ]
 TOKEN = "browser-test"
+#: Milliseconds that a page may take. On a machine that is busy otherwise, a kernel alone takes one
+#: minute to start.
+TIMEOUT = 180_000
 # Resolves when the notebook in front is open and its kernel answers.
 READY = """async () => {
     const app = window.jupyterapp;
@@ -61,8 +67,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 @contextmanager
-def server(home: Path, command: list[str], port: int, alive: str) -> Iterator[str]:
-    """Run a server with its settings in ``home`` until it answers, and yield its address."""
+def server(home: Path, module: list[str], port: int, alive: str) -> Iterator[str]:
+    """Run a server in ``home``, with its settings there, until it answers; yield its address."""
     folders = {
         f"JUPYTER{kind}_DIR": str(home / kind.lower().strip("_"))
         for kind in ("_CONFIG", "_DATA", "_RUNTIME", "LAB_SETTINGS", "LAB_WORKSPACES")
@@ -74,7 +80,11 @@ def server(home: Path, command: list[str], port: int, alive: str) -> Iterator[st
     address = f"http://127.0.0.1:{port}"
     log = (home / "log.txt").open("w")
     with subprocess.Popen(
-        command, stdout=log, stderr=log, env={**os.environ, **folders}
+        [sys.executable, "-m", *module],
+        cwd=home,
+        stdout=log,
+        stderr=log,
+        env={**os.environ, **folders, "PYTHONPATH": str(ROOT)},
     ) as process:
         try:
             deadline = time.monotonic() + 90
@@ -105,36 +115,48 @@ def answers(url: str) -> bool:
 
 @pytest.fixture(scope="session")
 def lab(tmp_path_factory) -> Iterator[str]:
-    """Serve a copy of the notebooks as ``make lab`` does and yield the server's address."""
+    """Serve a copy of the course as ``make lab`` does and yield the server's address."""
     home = tmp_path_factory.mktemp("lab")
     shutil.copytree(ROOT / "notebooks", home / "notebooks")
+    shutil.copy(ROOT / "README.md", home)
     port = free_port()
-    command = [
-        *(sys.executable, "-m", "jupyterlab", "--no-browser", "--allow-root"),
+    options = [
+        *("--no-browser", "--allow-root"),
         "--ServerApp.ip=127.0.0.1",
         f"--ServerApp.port={port}",
         "--ServerApp.port_retries=0",
-        f"--ServerApp.root_dir={home / 'notebooks'}",
         f"--IdentityProvider.token={TOKEN}",
         "--LabApp.expose_app_in_browser=True",
     ]
-    with server(home, command, port, "/api") as address:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(make, "ROOT", home)
+        (module,) = make.lab(options)
+    with server(home, module, port, "/api") as address:
         yield address
+
+
+@pytest.fixture
+def contents(lab):
+    """Return a function that asks the server for a file, as JupyterLab does to show it."""
+
+    def ask(path: str) -> str:
+        request = urllib.request.Request(f"{lab}/api/contents/{path}")
+        request.add_header("Authorization", f"token {TOKEN}")
+        with urllib.request.urlopen(request) as answer:
+            return json.load(answer)["content"]
+
+    return ask
 
 
 @pytest.fixture(scope="module")
 def voila(tmp_path_factory) -> Iterator[str]:
     """Serve the lab alone as ``make app`` does and yield the page's address."""
     home = tmp_path_factory.mktemp("voila")
-    shutil.copy(ROOT / "notebooks" / "app" / "lambda_lab.ipynb", home)
+    shutil.copytree(ROOT / "notebooks" / "app", home / "notebooks" / "app")
     port = free_port()
-    command = [
-        *(sys.executable, "-m", "voila", str(home / "lambda_lab.ipynb"), "--no-browser"),
-        f"--port={port}",
-        "--Voila.ip=127.0.0.1",
-    ]
+    (module,) = make.app(["--no-browser", f"--port={port}", "--Voila.ip=127.0.0.1"])
     # The page itself answers only when its notebook has run.
-    with server(home, command, port, "/voila/static/none") as address:
+    with server(home, module, port, "/voila/static/none") as address:
         yield address
 
 
@@ -151,7 +173,16 @@ def browser():
 @pytest.fixture(scope="module")
 def page(browser):
     page = browser.new_page(viewport={"width": 1400, "height": 1000})
-    page.set_default_timeout(60_000)
+    page.set_default_timeout(TIMEOUT)
+    yield page
+    page.close()
+
+
+@pytest.fixture
+def visitor(browser):
+    """A page of its own, which the test may leave as it likes."""
+    page = browser.new_page()
+    page.set_default_timeout(TIMEOUT)
     yield page
     page.close()
 
@@ -172,7 +203,7 @@ def open_notebook(page, lab):
     """Return a function that opens a notebook in JupyterLab and waits for its kernel."""
 
     def open_it(name: str) -> None:
-        page.goto(f"{lab}/lab/tree/{name}?token={TOKEN}&reset")
+        page.goto(f"{lab}/lab/tree/notebooks/{name}?token={TOKEN}&reset")
         page.wait_for_function("window.jupyterapp?.shell?.currentWidget?.sessionContext")
         page.evaluate(READY)
 

@@ -40,3 +40,7 @@ def test_an_answer_is_folded_until_it_is_asked_for(page, open_notebook, screensh
     assert answer.locator("pre").is_visible()
     assert "def " in answer.locator("pre").inner_text()
     screenshot("lab_answer")
+
+
+def test_the_server_shows_the_readme_that_lessons_speak_of(contents):
+    assert contents("README.md").startswith("# EWC Tutorial")

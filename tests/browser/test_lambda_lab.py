@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import statistics
+import time
 from pathlib import Path
 
+import psutil
 import pytest
 
 ARTIFACTS = Path(__file__).resolve().parents[1] / "artifacts"
@@ -156,6 +158,51 @@ def test_the_lab_as_a_page_of_voila(page, voila, screenshot, errors):
         Lab(page).press("ArrowRight")
     screenshot("lambda_lab_voila")
     assert errors == []
+
+
+def test_the_page_of_voila_waits_for_nobody_outside(visitor, voila):
+    held: list[str] = []
+
+    def outside(url: str) -> bool:
+        return not url.startswith(voila)
+
+    # Neither answered nor refused, as by a network that swallows packets.
+    visitor.route(outside, lambda route: held.append(route.request.url))
+    visitor.goto(voila, wait_until="commit")
+    Lab(visitor)
+    assert held == []
+
+
+def kernels_of_voila() -> set[int]:
+    """Return the processes of kernels under the servers of Voilà that these tests have started."""
+    found = set()
+    for process in psutil.Process().children(recursive=True):
+        try:
+            if "ipykernel_launcher" in process.cmdline() and "voila" in process.parent().cmdline():
+                found.add(process.pid)
+        except (psutil.NoSuchProcess, psutil.ZombieProcess, AttributeError):
+            pass  # it has just ended
+    return found
+
+
+def test_a_visitor_who_leaves_or_reloads_leaves_no_kernel_behind(visitor, voila):
+    before = kernels_of_voila()
+
+    def wait_for_kernels(wanted: int) -> None:
+        deadline = time.monotonic() + 60
+        while len(found := kernels_of_voila() - before) != wanted:
+            assert time.monotonic() < deadline, f"{len(found)} kernels run, not {wanted}"
+            visitor.wait_for_timeout(200)
+
+    visitor.goto(voila, wait_until="commit")
+    Lab(visitor)
+    assert len(kernels_of_voila() - before) == 1
+    for _ in range(2):
+        visitor.reload(wait_until="commit")
+        Lab(visitor)
+    wait_for_kernels(1)
+    visitor.goto("about:blank")
+    wait_for_kernels(0)
 
 
 def test_the_lab_as_a_file_without_a_kernel(page, tmp_path, screenshot, errors):

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import subprocess
+import sys
 from concurrent.futures import Executor, Future, ProcessPoolExecutor
 from functools import partial
 
@@ -247,6 +249,30 @@ def test_shards_on_a_process_pool_give_the_same(tasks, result):
         found = sweep(tasks, LAMBDAS, seeds=[0, 3], executor=pool)
     np.testing.assert_allclose(found.curves, result.curves, atol=1e-9)
     np.testing.assert_allclose(found.drift, result.drift, rtol=1e-4)
+
+
+FORKED = """
+import multiprocessing
+from concurrent.futures import ProcessPoolExecutor
+import torch
+from ewc_tutorial.course.sweep import lambda_sweep
+from ewc_tutorial.course.tasks import permuted_tasks
+
+torch.set_num_threads(2)
+options = {"hidden": [12], "steps": 5, "evaluations": 1, "progress": False, "device": "cpu"}
+tasks = permuted_tasks(2, n_train=400, n_test=60)
+here = lambda_sweep(tasks, [0.0, 1.0], **options)
+(torch.ones(500, 500) @ torch.ones(500, 500)).sum()  # both threads have worked
+with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("fork")) as pool:
+    there = lambda_sweep(tasks, [0.0, 1.0], executor=pool, **options)
+assert abs(here.curves - there.curves).max() < 1e-6
+"""
+
+
+@pytest.mark.skipif("fork" not in multiprocessing.get_all_start_methods(), reason="no fork here")
+def test_a_forked_pool_comes_back():
+    # Only a process of its own has used several threads before; if it hangs, so does its pool.
+    subprocess.run([sys.executable, "-c", FORKED], timeout=120, check=True)
 
 
 class LosesItsSecondWorker(Executor):

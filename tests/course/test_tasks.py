@@ -3,7 +3,13 @@
 from __future__ import annotations
 
 import gzip
+import http.server
+import socket
 import struct
+import sys
+import threading
+import time
+from contextlib import contextmanager
 
 import numpy as np
 import pytest
@@ -95,6 +101,14 @@ def test_a_region_leaves_the_border_alone():
 def test_rotation_by_a_right_angle_is_a_rotation_of_the_array():
     plain, turned = (t.test.tensors[0] for t in rotated_tasks(2, step=90, flatten=False))
     torch.testing.assert_close(turned, torch.rot90(plain, 1, (2, 3)))
+
+
+@pytest.mark.parametrize("step", [17.0, 30.0, -120.0])
+def test_rotation_is_that_of_torchvision(step):
+    functional = pytest.importorskip("torchvision.transforms.functional")
+    plain, turned = (t.test.tensors[0] for t in rotated_tasks(2, step=step, flatten=False))
+    bilinear = functional.InterpolationMode.BILINEAR
+    torch.testing.assert_close(turned, functional.rotate(plain, step, bilinear))
 
 
 @pytest.mark.parametrize("relabel", [False, True])
@@ -199,6 +213,82 @@ def test_no_network_says_so(tmp_path, monkeypatch):
     monkeypatch.setattr(mnist, "download_and_extract_archive", offline)
     with pytest.raises(ConnectionError, match=r"could not be downloaded .* use dataset='digits'"):
         permuted_tasks(1, "mnist", download=True)
+
+
+class Silent:
+    """A server that takes every connection and never says a word."""
+
+    def __enter__(self) -> str:
+        self._listening = socket.create_server(("127.0.0.1", 0))
+        return f"http://127.0.0.1:{self._listening.getsockname()[1]}/"
+
+    def __exit__(self, *_: object) -> None:
+        self._listening.close()
+
+
+class Portal(http.server.BaseHTTPRequestHandler):
+    """The page that a hotel's network shows to everybody who has not paid."""
+
+    def do_GET(self):
+        self.send_response(200)
+        self.end_headers()
+        self.wfile.write(b"<html>Please log in.</html>")
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+class Refusing(Portal):
+    def do_GET(self):
+        self.send_error(403)
+
+
+@contextmanager
+def serving(handler):
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}/"
+        server.shutdown()
+
+
+@pytest.mark.parametrize(
+    "server", [Silent(), serving(Portal), serving(Refusing)], ids=["silent", "portal", "403"]
+)
+def test_a_server_that_has_no_mnist_ends_in_a_sentence_and_the_digits(
+    server, tmp_path, monkeypatch, capsys
+):
+    from torchvision.datasets import MNIST
+
+    monkeypatch.setenv("EWC_TUTORIAL_DATA", str(tmp_path))
+    monkeypatch.setattr(tasks_module, "PATIENCE", 0.2)
+    before = socket.getdefaulttimeout()
+    with server as address:
+        monkeypatch.setattr(MNIST, "mirrors", [address])
+        start = time.monotonic()
+        assert pick_dataset("mnist", download=True) == "digits"
+    assert time.monotonic() - start < 20
+    assert socket.getdefaulttimeout() == before
+    assert "MNIST could not be downloaded" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "error", [ImportError("libjpeg.so.8"), RuntimeError("no torchvision::nms")]
+)
+def test_without_torchvision_there_are_the_digits(monkeypatch, capsys, error):
+    class Broken:
+        def find_spec(self, name, *_):
+            if name.partition(".")[0] == "torchvision":
+                raise error
+
+    for name in [name for name in sys.modules if name.partition(".")[0] == "torchvision"]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setattr(sys, "meta_path", [Broken(), *sys.meta_path])
+    assert pick_dataset("mnist") == "digits"
+    assert f"torchvision, which cannot be imported ({error})" in capsys.readouterr().out
+    for make in (permuted_tasks, rotated_tasks, split_tasks):
+        assert len(make(2, n_train=50, n_test=50)) == 2
+    with pytest.raises(ImportError, match="use dataset='digits'"):
+        permuted_tasks(1, "mnist")
 
 
 def test_without_the_variable_the_cache_is_the_data_folder_of_the_checkout(monkeypatch):

@@ -9,12 +9,15 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import multiprocessing
 import warnings
 from collections.abc import Callable, Sequence
 from concurrent.futures import BrokenExecutor, Executor, as_completed
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
+import torch
 from tqdm.auto import tqdm
 
 from ewc_tutorial.course.sweep.result import SweepResult
@@ -104,7 +107,7 @@ def lambda_sweep(
         waiting = [i for i in range(len(shards)) if i not in finished]
         if executor is not None:
             futures = {
-                executor.submit(train_stack, tasks, *shards[i], settings, device): i
+                executor.submit(_train_apart, tasks, *shards[i], settings, device): i
                 for i in waiting
             }
             for future in as_completed(futures):
@@ -132,6 +135,18 @@ def lambda_sweep(
                 finished[i] = store.save(shards[i], result)
                 bar.update(len(finished))
     return SweepResult.merged([finished[i] for i in range(len(shards))])
+
+
+def _train_apart(*arguments: Any) -> SweepResult:
+    """Train a shard in a worker.
+
+    A process that was forked after PyTorch had used several threads has only one of them left and
+    would wait for the others for ever (pytorch/pytorch#17199); processes that share the cores are
+    no faster with more than one each anyway.
+    """
+    if multiprocessing.parent_process() is not None:
+        torch.set_num_threads(1)
+    return train_stack(*arguments)
 
 
 def _split(lambdas: list[float], seeds: list[int], size: int) -> list[Shard]:
