@@ -197,6 +197,18 @@ def test_save_and_load(result, tmp_path):
     assert [p.name for p in tmp_path.iterdir()] == ["sweep.npz"]
 
 
+def test_a_write_that_breaks_off_leaves_the_old_file(result, tmp_path, monkeypatch):
+    def full_disk(file, **_arrays):
+        file.write(b"PK half of it")
+        raise OSError("no space left on device")
+
+    result.save(tmp_path / "sweep.npz")
+    monkeypatch.setattr(np, "savez_compressed", full_disk)
+    with pytest.raises(OSError, match="no space"):
+        result.save(tmp_path / "sweep.npz")
+    assert np.array_equal(SweepResult.load(tmp_path / "sweep.npz").curves, result.curves)
+
+
 def test_a_file_of_version_0_1_had_tasks_before_evaluations(result, tmp_path):
     result.save(tmp_path / "new.npz")
     with np.load(tmp_path / "new.npz") as file:
