@@ -253,6 +253,7 @@ def test_an_interrupted_sweep_resumes_where_it_was(tasks, result, tmp_path):
 # --- executors --------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_shards_on_a_process_pool_give_the_same(tasks, result):
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(2, mp_context=context) as pool:
@@ -292,6 +293,7 @@ def die(*_args: object) -> None:
     os._exit(1)
 
 
+@pytest.mark.slow
 def test_a_killed_process_loses_nothing(tasks, result):
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(1, mp_context=context) as pool:
@@ -301,6 +303,7 @@ def test_a_killed_process_loses_nothing(tasks, result):
     np.testing.assert_allclose(found.curves, result.curves, atol=1e-9)
 
 
+@pytest.mark.slow
 def test_dask_runs_the_shards(tasks, result):
     distributed = pytest.importorskip("distributed", reason="the group 'cluster' is not installed")
     with (
