@@ -54,7 +54,7 @@ FIGURES: dict[str, Callable[[], Axes | Sequence[Axes]]] = {
         {"EWC": table(SEEDS, K, 5)["one"]}, NAMES, [plt.subplots()[1]]
     ),
     "frontier": lambda: plots.frontier(X, pairs(K, SEEDS)),
-    "lam_choice": lambda: plots.lam_choice(
+    "lambda_choice": lambda: plots.lambda_choice(
         {name: (X, values) for name, values in table(K).items()}
     ),
     "lambda_curves": lambda: plots.lambda_curves(X, table(K, SEEDS)),
