@@ -319,15 +319,16 @@ def test_the_state_restores_and_goes_on_the_same(rule):
     assert restored.penalty().item() == ewc.penalty().item()
 
 
+@pytest.mark.slow
 def test_the_state_restores_in_a_fresh_process(tmp_path):
     model, ewc, _ = after_tasks(2, "separate")
     torch.save({"model": model.state_dict(), "ewc": ewc.state_dict()}, tmp_path / "state.pt")
     script = f"""
 import torch
+from torch import nn
 from ewc_tutorial import EWC
-from ewc_tutorial.course import mlp
 state = torch.load({str(tmp_path / "state.pt")!r}, weights_only=True)
-model = mlp(3, [4], 2, activation=torch.nn.Tanh).double()
+model = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 2)).double()
 model.load_state_dict(state["model"])
 ewc = EWC(model)
 ewc.load_state_dict(state["ewc"])

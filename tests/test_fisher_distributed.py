@@ -13,7 +13,10 @@ from fisher_oracle import assert_fisher_close
 from ewc_tutorial.course.models import mlp
 from ewc_tutorial.fisher import fisher_diagonal
 
-pytestmark = pytest.mark.skipif(not dist.is_available(), reason="needs torch.distributed")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(not dist.is_available(), reason="needs torch.distributed"),
+]
 
 SHARES = (slice(0, 17), slice(17, 23))
 

@@ -400,6 +400,7 @@ def run_process(rank, folder, port):
     os._exit(0)  # the threads of torch.distributed now and then abort a process that winds down
 
 
+@pytest.mark.slow
 def test_two_processes_are_one_with_twice_the_batch(tmp_path):
     import socket
 

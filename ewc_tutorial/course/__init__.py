@@ -3,7 +3,8 @@
 In the order of the course:
 
 * ``lesson``, ``exercises``: the first cell; ``check`` and ``reveal``;
-* ``tasks``, ``models``, ``training``, ``protocol``: what is learned, by what, how, and fairly;
+* ``tasks``, ``models``, ``training``, ``recorder``, ``protocol``: what is learned, by what, how,
+  kept how, and fairly;
 * ``reference``: the textbook version of everything that a reader is asked to write;
 * ``bayes`` (01), ``sweep`` and ``explorer`` (05), ``metrics`` (06), ``scenarios`` (07), ``bugs``
   (08), ``language`` (09), ``study`` (11), ``reproduction`` (12);

@@ -231,7 +231,8 @@ def learn_scenario(
 ) -> History:
     """Learn tasks one after the other, in place.
 
-    It is what :func:`~ewc_tutorial.course.training.learn` is for one fixed head.
+    What :func:`~ewc_tutorial.course.training.learn` is for one fixed head, this is for heads that
+    change with the task.
 
     Accuracies are those of the scenario: with the task's own head, with the shared head, or among
     all classes seen so far (so a task still to come has the accuracy 0).

@@ -9,7 +9,6 @@ step, on gradients that are complete, averaged over devices, unscaled and clippe
 from __future__ import annotations
 
 import contextlib
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -20,6 +19,7 @@ from transformers import Trainer, TrainerCallback
 from transformers.trainer_utils import get_last_checkpoint
 
 from ewc_tutorial.ewc import EWC
+from ewc_tutorial.files import replacing
 
 #: The file in a checkpoint that holds what was consolidated.
 EWC_FILE = "ewc.pt"
@@ -100,9 +100,8 @@ class EWCTrainerMixin:
         super().save_model(output_dir, _internal_call)
         if self.ewc is not None and self.args.should_save:
             path = Path(output_dir or self.args.output_dir) / EWC_FILE
-            half = path.with_suffix(".tmp")
-            torch.save(self.ewc.state_dict(), half)
-            os.replace(half, path)
+            with replacing(path) as file:
+                torch.save(self.ewc.state_dict(), file)
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
         if self.ewc is not None and "loss" in logs:

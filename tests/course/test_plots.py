@@ -54,7 +54,7 @@ FIGURES: dict[str, Callable[[], Axes | Sequence[Axes]]] = {
         {"EWC": table(SEEDS, K, 5)["one"]}, NAMES, [plt.subplots()[1]]
     ),
     "frontier": lambda: plots.frontier(X, pairs(K, SEEDS)),
-    "lam_choice": lambda: plots.lam_choice(
+    "lambda_choice": lambda: plots.lambda_choice(
         {name: (X, values) for name, values in table(K).items()}
     ),
     "lambda_curves": lambda: plots.lambda_curves(X, table(K, SEEDS)),
@@ -125,11 +125,16 @@ def test_accuracies_near_none_and_all_lie_within_the_axes(figure, values):
     assert low <= values <= high
 
 
-@pytest.mark.parametrize("count", [1, 5, 12, 40])
-def test_no_two_looks_are_alike(count):
-    found = looks(map(str, range(count)), first=("C3", "C0"))
-    assert len({(look["color"], look["linestyle"], look["marker"]) for look in found}) == count
-    assert found[0]["color"] == "C3"
+@pytest.mark.parametrize("markers", [True, False])
+@pytest.mark.parametrize("count", [1, 5, 12, 26])
+@pytest.mark.parametrize("own", [(), ("EWC",), ("EWC", "L2", "plain", "joint")])
+def test_no_two_looks_are_alike(own, count, markers):
+    names = [*own, *map(str, range(count))]
+    found = looks(names, plots.METHOD_STYLE, first=("C3", "C0"), markers=markers)
+    keys = ("color", "linestyle", "marker") if markers else ("color", "linestyle")
+    assert len({tuple(look[key] for key in keys) for look in found}) == len(names)
+    assert found[len(own)]["color"] == "C3"
+    assert all(("marker" in look) == markers for look in found)
 
 
 def test_nobody_else_gets_the_look_of_a_name_that_has_one():

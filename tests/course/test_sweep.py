@@ -199,6 +199,18 @@ def test_save_and_load(result, tmp_path):
     assert [p.name for p in tmp_path.iterdir()] == ["sweep.npz"]
 
 
+def test_a_write_that_breaks_off_leaves_the_old_file(result, tmp_path, monkeypatch):
+    def full_disk(file, **_arrays):
+        file.write(b"PK half of it")
+        raise OSError("no space left on device")
+
+    result.save(tmp_path / "sweep.npz")
+    monkeypatch.setattr(np, "savez_compressed", full_disk)
+    with pytest.raises(OSError, match="no space"):
+        result.save(tmp_path / "sweep.npz")
+    assert np.array_equal(SweepResult.load(tmp_path / "sweep.npz").curves, result.curves)
+
+
 def test_a_file_of_version_0_1_had_tasks_before_evaluations(result, tmp_path):
     result.save(tmp_path / "new.npz")
     with np.load(tmp_path / "new.npz") as file:
@@ -243,6 +255,7 @@ def test_an_interrupted_sweep_resumes_where_it_was(tasks, result, tmp_path):
 # --- executors --------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_shards_on_a_process_pool_give_the_same(tasks, result):
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(2, mp_context=context) as pool:
@@ -306,6 +319,7 @@ def die(*_args: object) -> None:
     os._exit(1)
 
 
+@pytest.mark.slow
 def test_a_killed_process_loses_nothing(tasks, result):
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(1, mp_context=context) as pool:
@@ -315,6 +329,7 @@ def test_a_killed_process_loses_nothing(tasks, result):
     np.testing.assert_allclose(found.curves, result.curves, atol=1e-9)
 
 
+@pytest.mark.slow
 def test_dask_runs_the_shards(tasks, result):
     distributed = pytest.importorskip("distributed", reason="the group 'cluster' is not installed")
     with (

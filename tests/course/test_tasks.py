@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import http.server
+import os
 import socket
 import struct
 import sys
@@ -160,15 +161,25 @@ def write_idx(path, array: np.ndarray) -> None:
     path.write_bytes(header + array.astype(np.uint8).tobytes())
 
 
-@pytest.fixture
-def tiny_mnist(tmp_path, monkeypatch):
-    """Lay out files in MNIST's format and full size, with made-up content."""
-    raw = tmp_path / "MNIST" / "raw"
-    raw.mkdir(parents=True)
+@pytest.fixture(scope="module")
+def made_up_mnist(tmp_path_factory):
+    """Write files in MNIST's format and full size, with made-up content, once."""
+    raw = tmp_path_factory.mktemp("mnist")
     rng = np.random.default_rng(0)
     for prefix, n in (("train", 60_000), ("t10k", 10_000)):
-        write_idx(raw / f"{prefix}-images-idx3-ubyte", rng.integers(0, 256, (n, 28, 28)))
+        images = rng.integers(0, 256, (n, 28, 28), dtype=np.uint8)
+        write_idx(raw / f"{prefix}-images-idx3-ubyte", images)
         write_idx(raw / f"{prefix}-labels-idx1-ubyte", np.arange(n) % 10)
+    return raw
+
+
+@pytest.fixture
+def tiny_mnist(made_up_mnist, tmp_path, monkeypatch):
+    """Lay the files out in a folder of the test's own: by hard links, so unlink before writing."""
+    raw = tmp_path / "MNIST" / "raw"
+    raw.mkdir(parents=True)
+    for file in made_up_mnist.iterdir():
+        os.link(file, raw / file.name)
     monkeypatch.setenv("EWC_TUTORIAL_DATA", str(tmp_path))
     return raw
 
@@ -182,15 +193,18 @@ def test_mnist_is_read_from_the_folder_of_the_environment_variable(tiny_mnist):
 
 @pytest.mark.parametrize("damage", ["truncated", "empty", "compressed", "labels"])
 def test_corrupted_mnist_says_so(tiny_mnist, damage):
-    images = tiny_mnist / "train-images-idx3-ubyte"
+    kind = "labels-idx1" if damage == "labels" else "images-idx3"
+    file = tiny_mnist / f"train-{kind}-ubyte"
+    beginning = file.read_bytes()[:100_000]
+    file.unlink()
     if damage == "truncated":
-        images.write_bytes(images.read_bytes()[:100_000])
+        file.write_bytes(beginning)
     elif damage == "empty":
-        images.write_bytes(b"")
+        file.write_bytes(b"")
     elif damage == "compressed":
-        images.write_bytes(gzip.compress(b"not what it should be"))
+        file.write_bytes(gzip.compress(b"not what it should be"))
     else:
-        write_idx(tiny_mnist / "train-labels-idx1-ubyte", np.full(60_000, 77))
+        write_idx(file, np.full(60_000, 77))
     with pytest.raises(ValueError, match=r"The MNIST files in .* are corrupted"):
         permuted_tasks(1, "mnist")
 

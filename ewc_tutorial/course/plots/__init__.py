@@ -73,7 +73,7 @@ from ewc_tutorial.course.plots.penalty import (
     trade_off,
     two_bowls,
 )
-from ewc_tutorial.course.plots.reproduction import forest, lam_choice
+from ewc_tutorial.course.plots.reproduction import forest, lambda_choice
 from ewc_tutorial.course.plots.scenarios import answered_tasks, logit_paths, recovery, scenario_dots
 from ewc_tutorial.course.plots.speech import (
     error_rate_moves,
@@ -144,7 +144,7 @@ __all__ = [
     "image_row",
     "importance_histograms",
     "label_panels",
-    "lam_choice",
+    "lambda_choice",
     "lambda_curves",
     "lambda_ladder",
     "lambda_positions",

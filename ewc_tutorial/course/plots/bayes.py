@@ -243,7 +243,7 @@ def rotation(angles: ArrayLike, distances: Mapping[str, ArrayLike], ax: Axes | N
 
 
 def lambda_scan(
-    lam: ArrayLike,
+    lambdas: ArrayLike,
     distances: Mapping[str, ArrayLike],
     bayes: float,
     alone: float | None = None,
@@ -252,7 +252,7 @@ def lambda_scan(
     """Draw how far from the joint optimum each memory ends, against λ.
 
     Args:
-        lam: (S,).
+        lambdas: (S,).
         distances: kind of memory → (S,) in standard deviations of the joint posterior.
         bayes: N_A / N_B, marked by a line.
         alone: the distance with no memory at all, drawn as a level.
@@ -261,9 +261,9 @@ def lambda_scan(
     ax = axes_or_new(ax)
     for kind, values in distances.items():
         values = np.asarray(values)
-        (line,) = ax.plot(lam, values, **{"lw": 2, **MEMORY_STYLE[kind]})
+        (line,) = ax.plot(lambdas, values, **{"lw": 2, **MEMORY_STYLE[kind]})
         best = values.argmin()
-        ax.plot(np.asarray(lam)[best], values[best], "o", color=line.get_color(), ms=7)
+        ax.plot(np.asarray(lambdas)[best], values[best], "o", color=line.get_color(), ms=7)
     if alone is not None:
         ax.axhline(alone, **MEMORY_STYLE["nothing"], lw=1.5)
     ax.axvline(bayes, color="black", lw=1.2, linestyle=(0, (1, 1)), label="λ = N_A / N_B")

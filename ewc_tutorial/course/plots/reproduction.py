@@ -44,7 +44,7 @@ def forest(
     return ax
 
 
-def lam_choice(
+def lambda_choice(
     curves: Mapping[str, tuple[ArrayLike, ArrayLike]],
     published: Mapping[str, tuple[float, float]] | None = None,
     ax: Axes | None = None,

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from itertools import cycle
+from collections.abc import Iterable, Mapping, Sequence
 from string import ascii_uppercase
 from typing import Any
 
@@ -71,8 +70,8 @@ def looks(
 ) -> list[Look]:
     """Return a look for each line of a figure: ``color``, ``linestyle``, ``marker``, ``label``.
 
-    However many lines there are, no two look alike, and the first few differ without their colours,
-    too.
+    No two of up to thirty lines look alike, with markers or without; the first few differ
+    without their colours, too.
 
     Args:
         names: what the lines are called, which becomes their label.
@@ -82,17 +81,21 @@ def looks(
     """
     names, styles = list(names), styles or {}
     taken = [styles[name] for name in names if name in styles]
-
-    def free(key: str, values: Iterable[Any]) -> Iterator[Any]:
-        used = [look.get(key) for look in taken]
-        values = tuple(dict.fromkeys(values))
-        return cycle([value for value in values if value not in used] or values)
-
-    kinds = {"color": (*first, *COLORS), "linestyle": LINES, "marker": MARKERS}
-    others = zip(*(free(key, values) for key, values in kinds.items()), strict=True)
-    found = []
+    kinds = {"color": tuple(dict.fromkeys((*first, *COLORS))), "linestyle": LINES}
+    kinds |= {"marker": MARKERS} if markers else {}
+    used = {key: [look.get(key) for look in taken] for key in kinds}
+    # A colour that is taken is never given again, a line or marker last.
+    free = {key: sorted(values, key=lambda v, k=key: v in used[k]) for key, values in kinds.items()}
+    free["color"] = [v for v in free["color"] if v not in used["color"]] or free["color"]
+    found, others = [], 0
     for name in names:
-        look = styles[name] if name in styles else dict(zip(kinds, next(others), strict=True))
+        look = styles.get(name)
+        if look is None:
+            # When the colours begin again, the rest is one ahead of where it was with them before.
+            turn, place = divmod(others, len(free["color"]))
+            look = {"color": free["color"][place]}
+            look |= {k: v[(place + turn) % len(v)] for k, v in free.items() if k != "color"}
+            others += 1
         found.append({"label": name} | (look if markers else without_marker(look)))
     return found
 
