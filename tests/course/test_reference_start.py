@@ -13,7 +13,7 @@ from ewc_tutorial.course import reference
 def test_accuracy_is_scikit_learns(n, classes):
     logits = torch.randn(n, classes, generator=torch.Generator().manual_seed(n))
     y = logits.argmax(1)
-    y[::3] = (y[::3] + 1) % classes
+    y[1::3] = (y[1::3] + 1) % classes
     expected = accuracy_score(y.numpy(), logits.numpy().argmax(axis=1))
     assert reference.accuracy(logits, y) == pytest.approx(expected)
 
