@@ -515,12 +515,12 @@ def promise_kept(steps: list[str]) -> bool:
 
     The steps are ``write``, ``sync file``, ``rename``, ``sync folder`` and ``answer``. A file must
     never get its name before its content is on the disk, and no answer may go out before the name
-    is there, too.
+    is there, too. Every ``write`` begins a temporary file anew, which the later steps are about.
     """
     content_safe = renamed = name_safe = False
     for step in steps:
         if step == "write":
-            content_safe = False
+            content_safe = renamed = name_safe = False
         elif step == "sync file":
             content_safe = True
         elif step == "rename":

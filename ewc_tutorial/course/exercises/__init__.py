@@ -24,8 +24,8 @@ def check(name: str, fn: Callable[..., Any]) -> Result:
     """Try the reader's function on the exercise's cases and return the verdict.
 
     A notebook shows the verdict as a sentence; it is true if the function is right. A function
-    that returns ``None`` or ``...`` counts as not attempted: nothing is raised, so that an
-    untouched notebook runs from top to bottom.
+    whose body is empty or returns ``...`` counts as not attempted: nothing is raised, so that
+    an untouched notebook runs from top to bottom.
 
     Raises:
         KeyError: there is no exercise of that name.

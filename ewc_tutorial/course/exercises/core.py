@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dis
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -53,8 +54,10 @@ def judge(exercise: Exercise, fn: Function) -> Result:
             return _NOT_ATTEMPTED
         except Exception as error:
             return Result(False, f"✗ Case {number} raised {type(error).__name__}: {error}")
-    if all(result is None or result is ... for result in results):
+    if all(result is ... for result in results) or _does_nothing(fn):
         return _NOT_ATTEMPTED
+    if all(result is None for result in results):
+        return _NOTHING_RETURNED
     right = _outputs(exercise.answer, exercise)
     wrong_cases = [
         number
@@ -79,6 +82,21 @@ def judge(exercise: Exercise, fn: Function) -> Result:
 
 
 _NOT_ATTEMPTED = Result(False, "○ Not attempted yet: write the function above and run this again.")
+_NOTHING_RETURNED = Result(
+    False,
+    "✗ Your function returned nothing (None). End it with `return` and the result: `print` shows a "
+    "value, but does not hand it on.",
+)
+
+
+def _does_nothing(fn: Function) -> bool:
+    """Return whether a function's body is a stub: at most a docstring, ``...`` or ``pass``."""
+    code = getattr(fn, "__code__", None)
+    if code is None:
+        return False
+    idle = {"RESUME", "NOP", "LOAD_CONST", "RETURN_VALUE", "RETURN_CONST"}
+    names = {instruction.opname for instruction in dis.get_instructions(code)}
+    return names <= idle and not set(code.co_consts) - {None, ..., fn.__doc__}
 
 
 def _outputs(fn: Function, exercise: Exercise) -> list[Any]:
@@ -130,15 +148,10 @@ def _same(mine: Any, wanted: Any, rtol: float, right: Any = None) -> bool:
 
 
 def _difference(mine: Any, wanted: Any) -> str:
-    mine, wanted = _leaves(mine), _leaves(wanted)
-    if len(mine) != len(wanted):
-        return f"it returned {len(mine)} arrays, not {len(wanted)}."
-    for (path, a), (wanted_path, b) in zip(mine, wanted, strict=True):
-        where = f"entry {wanted_path} " if wanted_path else ""
-        if path != wanted_path:
-            return f"it returned entry {path}, not {wanted_path}."
-        if a.shape != b.shape:
-            return f"{where}shape {a.shape}, not {b.shape}."
+    if other := _built_differently(mine, wanted):
+        return other
+    for (path, a), (_, b) in zip(_leaves(mine), _leaves(wanted), strict=True):
+        where = f"entry {path} " if path else ""
         if not np.isfinite(a).all():
             return f"{where}is not a finite number."
         error = np.abs(a - b)
@@ -148,3 +161,37 @@ def _difference(mine: Any, wanted: Any) -> str:
                 f" at index {tuple(map(int, at))}." if a.ndim else "."
             )
     return "it differs by less than can be shown."
+
+
+def _built_differently(mine: Any, wanted: Any, path: str = "") -> str | None:
+    """Return the first place where two results differ in kind, length, keys or shape."""
+    keys = _keys(wanted)
+    if keys is not None and _keys(mine) == keys:
+        for key in keys:
+            if other := _built_differently(mine[key], wanted[key], f"{path}[{key!r}]"):
+                return other
+        return None
+    if _kind(mine) == _kind(wanted):
+        return None
+    where = f"entry {path} is" if path else "it returned"
+    return f"{where} {_kind(mine)}, not {_kind(wanted)}."
+
+
+def _keys(value: Any) -> list[Any] | None:
+    if isinstance(value, Mapping):
+        return sorted(value, key=str)
+    return list(range(len(value))) if isinstance(value, list | tuple) else None
+
+
+def _kind(value: Any) -> str:
+    """Describe a result for the reader, without its numbers."""
+    if value is None:
+        return "nothing (None)"
+    if isinstance(value, Mapping):
+        return f"a dict with the keys {', '.join(map(repr, _keys(value)))}" if value else "a dict"
+    if isinstance(value, list | tuple):
+        return f"a {type(value).__name__} of {len(value)}"
+    if isinstance(value, str) or not hasattr(value, "__float__"):
+        return f"a {type(value).__name__}"
+    shape = tuple(getattr(value, "shape", ()))
+    return f"an array of shape {shape}" if shape else "a number"
