@@ -29,6 +29,7 @@ FIRST_NOTEBOOK = "notebooks/00_start_here.ipynb"
 LAB_PAGE = "notebooks/app/lambda_lab.ipynb"
 #: Folders of tests that take longer than a look at a change should: `test` runs them.
 SLOW_TESTS = ("notebooks", "browser", "speech", "wheel")
+UNIT_TESTS = ("tests", *("--ignore=tests/" + folder for folder in SLOW_TESTS))
 # A cell of a lesson takes at most about 15 s; slow machines get some slack.
 NBVAL = ("--nbval-lax", "--nbval-current-env", "--nbval-cell-timeout=300")
 
@@ -60,17 +61,21 @@ def app(options: Line) -> List[Line]:
 
 
 def check(_: Line) -> List[Line]:
-    slow = ["--ignore=tests/" + folder for folder in SLOW_TESTS]
     return [
         ["ruff", "check", "."],
         ["ruff", "format", "--check", "."],
-        ["pytest", "-n", "2", "tests", *slow],
+        ["mypy"],
+        ["pytest", "-n", "2", "-m", "not slow", *UNIT_TESTS],
     ]
 
 
 def test(_: Line) -> List[Line]:
     slow = ["tests/" + folder for folder in SLOW_TESTS]
-    return [*check([]), ["pytest", *NBVAL, "notebooks", *slow]]
+    return [
+        *check([]),
+        ["pytest", "-m", "slow", *UNIT_TESTS],
+        ["pytest", *NBVAL, "notebooks", *slow],
+    ]
 
 
 def nothing(_: Line) -> List[Line]:

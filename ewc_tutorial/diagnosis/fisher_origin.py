@@ -88,7 +88,7 @@ def explain(
         if n > size or (name == "summed" and n > 1):
             wrong |= {k: v for k, v in {name: measured(batches, "batched", size)}.items() if v}
     best = min(honest.values(), key=lambda c: c.residual)
-    name = min(wrong, key=lambda k: wrong[k].residual, default=None)
+    name = min(wrong, key=lambda k: wrong[k].residual, default="")
     closest_wrong = wrong.get(name)
     findings = []
 
@@ -220,7 +220,7 @@ def probe(
         options: for :func:`~ewc_tutorial.fisher.fisher_diagonal`.
     """
     x = torch.cat([x for x, _ in batches])[:PROBE]
-    y = torch.cat([y for _, y in batches])[:PROBE]
+    y = torch.cat([y for _, y in batches if y is not None])[:PROBE]
     names: list[str] = []
 
     def run(x: Tensor, y: Tensor, size: int, mode: bool = False, seed: int = 0) -> Tensor:

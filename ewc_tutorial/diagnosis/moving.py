@@ -17,7 +17,7 @@ from ewc_tutorial.fisher.undisturbed import undisturbed
 def check_penalty(
     report: Diagnosis,
     model: nn.Module,
-    weights: Mapping[str, nn.Parameter],
+    weights: Tensors,
     values: Callable[[], Tensors],
     fisher: Tensors,
     anchor: Tensors,
@@ -85,7 +85,7 @@ def check_penalty(
 def check_backward(
     report: Diagnosis,
     model: nn.Module,
-    weights: Mapping[str, nn.Parameter],
+    weights: Tensors,
     fisher: Tensors,
     anchor: Tensors,
     backward: Callable[[], Any] | None,
@@ -115,8 +115,9 @@ def check_backward(
             with undisturbed(model), values_at(anchor, moved):
                 torch.manual_seed(0)
                 backward()
-            zero = torch.zeros(())
-            return {n: (zero if weights[n].grad is None else weights[n].grad) for n in here}
+            none = torch.zeros(())
+            gradients = {name: weights[name].grad for name in here}
+            return {name: none if g is None else g for name, g in gradients.items()}
         finally:
             for p, grad in saved:
                 p.grad = grad

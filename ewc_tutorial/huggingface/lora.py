@@ -76,7 +76,7 @@ class LoraEWC(EWC):
     def weights(self) -> dict[str, Tensor]:
         """Return A and B of every protected weight, and what is protected as it is."""
         names = {id(p): name for name, p in self.model.named_parameters()}
-        found = {}
+        found: dict[str, Tensor] = {}
         for name in self.names:
             if name in self._layers:
                 A, B = self._factors(name)

@@ -11,7 +11,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch.utils.hooks import RemovableHandle
@@ -27,7 +27,11 @@ EWC_FILE = "ewc.pt"
 UPDATES = ("gradient", "proximal")
 
 
-class EWCTrainerMixin:
+# A mixin: the Trainer that it is mixed with has these methods.
+_Trainer: Any = Trainer if TYPE_CHECKING else object
+
+
+class EWCTrainerMixin(_Trainer):
     """Adds EWC to a Trainer: ``class Mine(EWCTrainerMixin, Seq2SeqTrainer): pass``.
 
     * The penalty acts exactly once per optimizer step, whatever the gradient accumulation, the
@@ -82,14 +86,14 @@ class EWCTrainerMixin:
                 "EWC needs whole weights on every device, which DeepSpeed and FSDP do not keep: "
                 "use plain data parallelism."
             )
-        self.add_callback(_AtEachStep(self))
+        self.add_callback(_AtEachStep(self, ewc))
 
     def train(self, resume_from_checkpoint: Any = None, *args: Any, **kwargs: Any) -> Any:
         if self.ewc is not None and resume_from_checkpoint:
             given = resume_from_checkpoint
             folder = get_last_checkpoint(self.args.output_dir) if given is True else given
             if folder is not None:
-                self._load_ewc(Path(folder) / EWC_FILE)
+                _restore(self.ewc, Path(folder) / EWC_FILE)
         try:
             return super().train(resume_from_checkpoint, *args, **kwargs)
         finally:
@@ -136,7 +140,7 @@ class EWCTrainerMixin:
     def _old_metrics(self, prefix: str) -> dict[str, float]:
         old = self.old_eval_dataset
         sets = old if isinstance(old, Mapping) else {"": old}
-        metrics = {}
+        metrics: dict[str, float] = {}
         # A loader draws a number from the global generator, which the dropout of training uses.
         with torch.random.fork_rng(devices=[]):
             for name, data in sets.items():
@@ -150,39 +154,34 @@ class EWCTrainerMixin:
                 metrics |= part.metrics
         return {n: v for n, v in metrics.items() if not n.endswith("_model_preparation_time")}
 
-    def _load_ewc(self, path: Path) -> None:
-        if path.exists():
-            self.ewc.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
-        elif not self.ewc.n_tasks:
-            raise FileNotFoundError(
-                f"{path.parent} holds no {EWC_FILE}, so nothing of the old task can be restored: "
-                "consolidate before resuming, or resume a checkpoint of an EWCTrainer."
-            )
-
-    def _before_step(self) -> None:
-        if self.ewc_update == "gradient":
-            # Clipping has unscaled the gradients already, where there is any; twice is an error.
-            with contextlib.suppress(RuntimeError):
-                self.accelerator.unscale_gradients()
-            self.ewc.add_gradient_()
-
-    def _at_begin(self) -> None:
-        if self.ewc_update == "proximal":
-            self._attached = self.ewc.attach(self.optimizer)
-
 
 class EWCTrainer(EWCTrainerMixin, Trainer):
     """The Trainer of Transformers with EWC; the arguments are those of :class:`EWCTrainerMixin`."""
 
 
 class _AtEachStep(TrainerCallback):
-    """Calls the trainer when training begins and before each step of the optimizer."""
+    """Lets an EWC act when training begins, or before each step of the optimizer."""
 
-    def __init__(self, trainer: EWCTrainerMixin) -> None:
-        self._trainer = trainer
+    def __init__(self, trainer: EWCTrainerMixin, ewc: EWC) -> None:
+        self._trainer, self._ewc = trainer, ewc
 
     def on_train_begin(self, *args: Any, **kwargs: Any) -> None:
-        self._trainer._at_begin()
+        if self._trainer.ewc_update == "proximal":
+            self._trainer._attached = self._ewc.attach(self._trainer.optimizer)
 
     def on_pre_optimizer_step(self, *args: Any, **kwargs: Any) -> None:
-        self._trainer._before_step()
+        if self._trainer.ewc_update == "gradient":
+            # Clipping has unscaled the gradients already, where there is any; twice is an error.
+            with contextlib.suppress(RuntimeError):
+                self._trainer.accelerator.unscale_gradients()
+            self._ewc.add_gradient_()
+
+
+def _restore(ewc: EWC, path: Path) -> None:
+    if path.exists():
+        ewc.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
+    elif not ewc.n_tasks:
+        raise FileNotFoundError(
+            f"{path.parent} holds no {EWC_FILE}, so nothing of the old task can be restored: "
+            "consolidate before resuming, or resume a checkpoint of an EWCTrainer."
+        )

@@ -160,7 +160,7 @@ class FolderRecords:
         except BaseException:
             self._sweep()  # what the old manifest does not name
             raise
-        self._files, self._weights = names, manifest["weights"]
+        self._files, self._weights = names, str(manifest["weights"])
         self.forgotten = tuple(forgotten)
         self._sweep()
 
