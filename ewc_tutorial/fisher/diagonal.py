@@ -22,7 +22,7 @@ import torch
 import torch.distributed
 from torch import Tensor, nn
 
-from ewc_tutorial.fisher.engine import Engine
+from ewc_tutorial.fisher.engine import Engine, check_model
 from ewc_tutorial.fisher.inputs import Inputs, apply, n_samples
 from ewc_tutorial.fisher.likelihoods import ESTIMATORS, make_likelihood
 from ewc_tutorial.fisher.likelihoods.base import Draws, Likelihood, Seeds
@@ -99,9 +99,11 @@ def fisher_diagonal(
         shape, dtype and device.
 
     Raises:
-        TypeError: ``data`` or its labels have a type that does not fit.
+        TypeError: ``data`` or its labels have a type that does not fit; the model is TorchScript or
+            has a complex parameter.
         ValueError: an argument is unknown or out of range, the data is empty, labels are missing or
-            do not fit the outputs, the model has no trainable parameter, or a result is not finite.
+            do not fit the outputs, the model has no trainable parameter, is random in evaluation
+            mode or cuts its outputs off, or a result is not finite.
     """
     rule = make_likelihood(likelihood, classes, ignore_index, variance)
     _check_choice("estimator", estimator, ESTIMATORS)
@@ -174,6 +176,7 @@ def explain_fisher(
 def _engine(model: nn.Module) -> Iterator[tuple[Engine, str]]:
     """Yield an engine for the trainable parameters, and what wrappers put before their names."""
     model, prefix = _unwrapped(model)
+    check_model(model)
     names = [name for name, p in model.named_parameters() if p.requires_grad]
     if not names:
         raise ValueError("model must have at least one trainable parameter, but it has none.")
@@ -272,7 +275,8 @@ def _squared_batch_mean(
     parameters = list(engine.parameters.values())
     batch = len(outputs)
     gradients = torch.autograd.grad(outputs, parameters, seed / batch, materialize_grads=True)
-    return {n: g.square() * batch for n, g in zip(engine.parameters, gradients, strict=True)}
+    dense = (g.to_dense() if g.is_sparse else g for g in gradients)
+    return {n: g.square() * batch for n, g in zip(engine.parameters, dense, strict=True)}
 
 
 def _sum_over_processes(sums: dict[str, Tensor], count: int) -> int:
@@ -288,6 +292,11 @@ def _sum_over_processes(sums: dict[str, Tensor], count: int) -> int:
 
 def _finished(name: str, mean: Tensor, parameter: Tensor) -> Tensor:
     result = mean.to(parameter.dtype)
+    if mean.isfinite().all() and not result.isfinite().all():
+        raise ValueError(
+            f"the Fisher information of parameter {name!r} reaches {mean.max().item():.3g}, more "
+            f"than {parameter.dtype} can hold: convert the model with .float() or .bfloat16()."
+        )
     if not result.isfinite().all():
         raise ValueError(
             f"the Fisher information of parameter {name!r} is not finite: look for NaN or infinity "

@@ -8,19 +8,23 @@ Three rules, in this order:
 
 Which one a parameter gets is tried on a few samples first (``probe.py``). Because these may not
 reach every branch of a model, each batch is also checked for uses of a parameter that the probe did
-not have.
+not have, and a few rows of the first for an influence of samples on each other.
 """
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
+from dataclasses import replace
 
+import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from ewc_tutorial.fisher.closed_forms.calls import Recorder
 from ewc_tutorial.fisher.closed_forms.graph import Graph, Use, kinds, readings
 from ewc_tutorial.fisher.closed_forms.squares import squares_by_closed_forms
-from ewc_tutorial.fisher.inputs import Inputs, n_samples
+from ewc_tutorial.fisher.inputs import Inputs, all_equal, n_elements, n_samples, take
 from ewc_tutorial.fisher.likelihoods.base import Seeds
 from ewc_tutorial.fisher.per_sample import (
     Squares,
@@ -29,7 +33,7 @@ from ewc_tutorial.fisher.per_sample import (
     squares_by_loop,
     squares_by_vmap,
 )
-from ewc_tutorial.fisher.probe import Plan, probe
+from ewc_tutorial.fisher.probe import Plan, outputs_agree, probe
 
 #: Bytes that the samples of one pass may take, where a single one does not take more.
 MEMORY_BUDGET = {"cpu": 2**26}
@@ -57,6 +61,7 @@ class Engine:
         self._budget = MEMORY_BUDGET.get(self.device.type, MEMORY_BUDGET_ELSEWHERE)
         self._plan: Plan | None = None
         self._by_loop: set[str] = set()
+        self._compared = False
         self._recorder = Recorder(model)
 
     def __enter__(self) -> Engine:
@@ -67,7 +72,16 @@ class Engine:
 
     def prepare(self, x: Inputs) -> None:
         """Choose a rule for each parameter by what a few of the samples ``x`` show."""
-        self._plan = probe(self.model, self.parameters, self._recorder, x)
+        try:
+            self._plan = probe(self.model, self.parameters, self._recorder, x)
+        except ValueError as error:
+            if "more than 1 value per channel" not in str(error):
+                raise
+            raise ValueError(
+                "a BatchNorm with track_running_stats=False has nothing to normalise by in a batch "
+                "of one sample, and the Fisher information is that of single samples: take running "
+                "statistics or a LayerNorm."
+            ) from error
         self._by_loop = set(self._plan.by_loop)
 
     def batch_size(self, many_passes: bool) -> int:
@@ -82,11 +96,14 @@ class Engine:
             x: inputs (B, ...) on the model's device.
             make_seeds: returns the gradients s_k by the outputs, given the outputs, detached.
         """
-        if self._plan is None or self._plan.samples < min(n_samples(x), 2):
+        batch = n_samples(x)
+        if self._plan is None or self._plan.samples < min(batch, 2):
             self.prepare(x)  # one sample alone shows no mixing
-        outputs, uses = self._forward(x)
-        seeds = make_seeds(outputs.detach())
-        sums = squares_by_closed_forms(outputs, self.parameters, uses, seeds)
+        twice = batch == 1 and self._plan.copies == 2
+        outputs, uses = self._forward(take(x, [0, 0]) if twice else x)
+        seeds = make_seeds(outputs[:batch].detach())
+        padded = Seeds(lambda: map(_with_a_row_of_zeros, seeds), len(seeds)) if twice else seeds
+        sums = squares_by_closed_forms(outputs, self.parameters, uses, padded)
         self.explanation |= {name: _description(seen) for name, seen in uses.items()}
         del outputs, uses  # the graph, before memory is needed for the others
         rest = [name for name in self.parameters if name not in sums]
@@ -94,17 +111,34 @@ class Engine:
 
     def _forward(self, x: Inputs) -> tuple[Tensor, dict[str, list[Use]]]:
         """Return outputs, and the uses of parameters that are used as in the probe."""
-        found: dict[str, list[Use]] = {}
-        if self._plan.interacting:
-            return outputs_one_by_one(self.model, x), found
         with self._recorder.recording() as calls:
-            outputs = run(self.model, x)
+            outputs = None if self._plan.interacting else run(self.model, x)
+        if outputs is not None and len(outputs) > 1 and not self._compared:
+            self._compare(x, outputs.detach())
+        if self._plan.interacting:
+            return outputs_one_by_one(self.model, x), {}
+        found: dict[str, list[Use]] = {}
+        elements = n_elements(x)
         if closed := self._plan.closed:
             for uses in readings(Graph(outputs), calls, self.parameters, n_samples(x), found):
                 for name, seen in uses.items():
-                    if name in closed and kinds(seen) <= closed[name]:
+                    if name in closed and kinds(seen, elements) <= closed[name]:
                         found[name] = seen
         return outputs, found
+
+    def _compare(self, x: Inputs, outputs: Tensor) -> None:
+        """Compare a few rows of a batch with these samples alone; they may tell more of the model.
+
+        Samples may influence each other only from some number of them on, or where they differ.
+        """
+        rows = sorted({0, n_samples(x) // 2, n_samples(x) - 1})
+        some = take(x, rows)
+        self._compared = not all_equal(some)
+        alone = outputs_one_by_one(self.model, some)
+        if not outputs_agree(outputs[rows], alone):
+            self._plan = replace(self._plan, interacting=True)
+        elif not self._plan.proven and self._compared:
+            self.prepare(some)
 
     def _one_sample_at_a_time(self, names: list[str], x: Inputs, seeds: Seeds) -> Squares:
         by_vmap = [name for name in names if name not in self._by_loop]
@@ -122,12 +156,44 @@ class Engine:
         by_loop = {name: p for name, p in self.parameters.items() if name in names}
         by_loop = {name: p for name, p in by_loop.items() if name not in sums}
         if by_loop:
-            sums |= squares_by_loop(self.model, by_loop, x, seeds)
+            sums |= squares_by_loop(self.model, by_loop, x, seeds, self._plan.copies)
             self.explanation |= dict.fromkeys(by_loop, "loop over samples")
         return sums
+
+
+def check_model(model: nn.Module) -> None:
+    """Raise TypeError or ValueError for a model that cannot be differentiated sample by sample."""
+    for name, module in model.named_modules():
+        if isinstance(module, torch.jit.ScriptModule):
+            raise TypeError(
+                f"model must be an ordinary module, but {name or 'it'} is TorchScript, which does "
+                "not show its layers: pass the model as it was before torch.jit."
+            )
+        if isinstance(module, _BatchNorm) and module.running_mean is None:
+            warnings.warn(
+                f"the Fisher information is that of single samples, but the BatchNorm {name!r} has "
+                "track_running_stats=False and normalises by the batch: take running statistics or "
+                "a GroupNorm.",
+                stacklevel=4,
+            )
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad and parameter.is_complex():
+            raise TypeError(
+                f"parameter {name!r} is complex, for which the diagonal Fisher information is not "
+                "one number: hold it as real numbers and use torch.view_as_complex in forward."
+            )
+        if parameter.is_inference():
+            raise ValueError(
+                f"parameter {name!r} was made under torch.inference_mode() and cannot be "
+                "differentiated: make the model outside of it."
+            )
+
+
+def _with_a_row_of_zeros(seed: Tensor) -> Tensor:
+    return torch.cat([seed, torch.zeros_like(seed)])
 
 
 def _description(uses: list[Use]) -> str:
     if not uses:
         return "zero: no output depends on it"
-    return f"closed form: {', '.join(sorted(kinds(uses)))}"
+    return f"closed form: {', '.join(sorted({use.kind for use in uses}))}"

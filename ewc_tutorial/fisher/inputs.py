@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 
 from torch import Tensor
 
@@ -25,15 +25,14 @@ def n_samples(x: Inputs) -> int:
     return len(tensors(x)[0])
 
 
+def n_elements(x: Inputs) -> int:
+    """Return how many numbers one sample has, in the first tensor."""
+    return max(1, tensors(x)[0][0].numel())
+
+
 def take(x: Inputs, rows: slice | list[int]) -> Inputs:
     """Return some of the samples."""
     return apply(lambda t: t[rows], x)
-
-
-def one_by_one(x: Inputs) -> Iterator[Inputs]:
-    """Yield batches of one sample."""
-    for i in range(n_samples(x)):
-        yield take(x, slice(i, i + 1))
 
 
 def all_equal(x: Inputs) -> bool:

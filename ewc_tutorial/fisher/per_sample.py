@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import vjp, vmap
 
-from ewc_tutorial.fisher.inputs import Inputs, apply, n_samples, one_by_one, take
+from ewc_tutorial.fisher.inputs import Inputs, apply, n_samples, take
 
 #: Seeds that are held at a time, and their elements, so that memory does not grow with the number
 #: of classes.
@@ -68,7 +68,11 @@ def squares_by_vmap(
 
 
 def squares_by_loop(
-    model: nn.Module, parameters: Mapping[str, Tensor], x: Inputs, seeds: Iterable[Tensor]
+    model: nn.Module,
+    parameters: Mapping[str, Tensor],
+    x: Inputs,
+    seeds: Iterable[Tensor],
+    copies: int = 1,
 ) -> Squares:
     """Return Σ_n Σ_k (J_nᵀ s_nk)² for some parameters, by a forward pass per sample.
 
@@ -77,11 +81,13 @@ def squares_by_loop(
         parameters: leaves that the model's outputs depend on, by name.
         x: inputs (B, ...).
         seeds: gradients by the outputs, each (B, ...) like the model's outputs.
+        copies: how many times the sample is in its batch. With 2 the first one's gradient is the
+            same, but not if PyTorch is wrong for batches of one.
     """
     sums = _zeros(parameters)
     for some in _stacked(seeds):
-        for sample, seeds_i in zip(one_by_one(x), some, strict=True):
-            outputs = run(model, sample)
+        for i, seeds_i in enumerate(some):
+            outputs = run(model, take(x, [i] * copies))[:1]
             for seed in seeds_i if outputs.requires_grad else ():
                 _add_squares(sums, parameters, outputs, seed.reshape(outputs.shape))
     return sums
@@ -90,7 +96,7 @@ def squares_by_loop(
 def outputs_one_by_one(model: nn.Module, x: Inputs) -> Tensor:
     """Return the outputs of every sample as the model gives them for a batch of that sample."""
     # With a graph: a model may keep a table for later that it makes of its parameters here.
-    return torch.cat([run(model, sample).detach() for sample in one_by_one(x)])
+    return torch.cat([run(model, take(x, [i])).detach() for i in range(n_samples(x))])
 
 
 def run(model: nn.Module, x: Inputs) -> Tensor:
@@ -101,6 +107,7 @@ def run(model: nn.Module, x: Inputs) -> Tensor:
         ValueError: the outputs have no row for each sample.
     """
     batch = n_samples(x)
+    x = apply(torch.clone, x)  # a model may change its inputs in place
     outputs = model(x) if isinstance(x, Tensor) else model(**x)
     if not isinstance(outputs, Tensor):
         raise TypeError(

@@ -8,7 +8,7 @@ influence each other, that a layer computes what its type says and that hooks se
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 
@@ -17,11 +17,11 @@ from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 
 from ewc_tutorial.fisher.closed_forms.calls import Recorder
-from ewc_tutorial.fisher.closed_forms.graph import Graph, Use, kinds, readings
+from ewc_tutorial.fisher.closed_forms.graph import Graph, Kinds, Use, kinds, readings
 from ewc_tutorial.fisher.closed_forms.layers import Product
 from ewc_tutorial.fisher.closed_forms.squares import squares_by_closed_forms
 from ewc_tutorial.fisher.closed_forms.sums import pairs_bytes
-from ewc_tutorial.fisher.inputs import Inputs, n_samples, take
+from ewc_tutorial.fisher.inputs import Inputs, all_equal, n_elements, n_samples, take
 from ewc_tutorial.fisher.likelihoods.base import Seeds
 from ewc_tutorial.fisher.per_sample import (
     Squares,
@@ -29,6 +29,11 @@ from ewc_tutorial.fisher.per_sample import (
     run,
     squares_by_loop,
     squares_by_vmap,
+)
+
+RANDOM = (
+    "the model gives different outputs for the same inputs in evaluation mode: switch off what is "
+    "random, such as F.dropout(x) without training=self.training, which never stops."
 )
 
 #: Samples of the probe: three, because mixing samples up or averaging them shows from two on.
@@ -43,14 +48,19 @@ class Plan:
         closed: for each parameter with a closed form, the kinds of use that it is right for.
         by_loop: the parameters that ``torch.func`` is not right for either.
         interacting: whether samples influence each other.
+        copies: how many times a sample has to be in a batch of its own for its gradients to be
+            right.
+        proven: whether the samples differed and every gradient was there to be compared.
         samples: how many samples this was found out with.
         held: bytes that one sample takes until its last backward pass.
         held_between: what comes on top of that where there are many backward passes.
     """
 
-    closed: Mapping[str, frozenset[str]]
+    closed: Mapping[str, Kinds]
     by_loop: frozenset[str]
     interacting: bool
+    copies: int
+    proven: bool
     samples: int
     held: int
     held_between: int
@@ -68,9 +78,15 @@ def probe(
         x: inputs (B, ...) on the model's device.
     """
     x = take(x, slice(0, PROBE_SIZE))
+    samples = n_samples(x)
+    equal = samples > 1 and all_equal(x)  # then the order of samples does not show
+    if samples == 1:
+        x = take(x, [0, 0])  # PyTorch may be wrong for batches of one
     batch = n_samples(x)
-    saved = _saved_bytes(model, take(x, slice(0, 1)))
+    first, saved = _measured(model, take(x, [0]))
     alone = outputs_one_by_one(model, x)
+    if not outputs_agree(first, alone[:1]):
+        raise ValueError(RANDOM)
     with recorder.recording() as calls:
         outputs = run(model, x)
     interacting = not outputs_agree(outputs, alone)
@@ -80,30 +96,53 @@ def probe(
     seed = torch.randn(outputs.shape, generator=torch.Generator().manual_seed(0)).to(outputs)
     seeds = Seeds(lambda: iter([seed]), 1)
     expected = squares_by_loop(model, parameters, x, seeds)
-    matches = _Comparison(expected, resolution(outputs))
-    closed: dict[str, frozenset[str]] = {}
-    parts_bytes, between = 0, 0
-    if not interacting:
-        for uses in readings(Graph(outputs), calls, parameters, batch, closed):
-            actual = _tried(outputs, parameters, uses, seeds)
-            for name in matches.names(actual):
-                # A gradient that is zero, behind a closed gate, agrees with every assumption.
-                if expected[name].any() or not any(use.assumed for use in uses[name]):
-                    closed[name] = kinds(uses[name])
-                    parts = [use.part for use in uses[name]]
-                    parts_bytes += _bytes([p.right for p in parts if isinstance(p, Product)])
-                    between += pairs_bytes(parts, parameters[name].shape)
+    if not outputs.requires_grad and not any(value.any() for value in expected.values()):
+        raise ValueError(
+            "the model's outputs depend on no trainable parameter: look for detach(), no_grad() or "
+            "numpy in its forward."
+        )
+    graph = Graph(outputs)
+    closed: dict[str, list[Use]] = {}
 
-    rest = [name for name in parameters if name not in closed]
+    def try_closed_forms() -> list[str]:
+        """Add to ``closed`` what gives the expected squares; return the parameters left."""
+        for uses in () if interacting else readings(graph, calls, parameters, batch, closed):
+            left = {name: seen for name, seen in uses.items() if name not in closed}
+            actual = _tried(outputs, parameters, left, seeds)
+            assumed = {name for name, seen in left.items() if any(use.rows > 1 for use in seen)}
+            shown = set(matches.names(actual, assumed)) - (assumed if equal else set())
+            closed.update((name, left[name]) for name in shown)
+        return [name for name in parameters if name not in closed]
+
+    matches = _Comparison(expected, resolution(outputs))
+    rest, copies = try_closed_forms(), 1
+    if rest and not interacting:
+        # Is it the closed form that is wrong, or PyTorch with a batch of one?
+        left = {name: parameters[name] for name in rest}
+        twice = squares_by_loop(model, left, x, seeds, copies=2)
+        if len(matches.names(twice, ())) < len(rest):
+            matches, copies = _Comparison(expected | twice, resolution(outputs)), 2
+            rest = try_closed_forms()
     by_loop = set(rest)
     if rest:
         # Whatever torch.func may raise, the loop has just shown that it can do the model.
         with suppress(Exception):
-            by_loop -= set(matches.names(squares_by_vmap(model, rest, x, seeds, batch)))
-    # For each saved tensor about two more, the gradients by it and by what was made of it; of the
-    # outputs their logarithms, probabilities and seeds.
-    held = 3 * saved + parts_bytes // batch + 6 * outputs[0].numel() * 4
-    return Plan(closed, frozenset(by_loop), interacting, batch, held, between)
+            by_loop -= set(matches.names(squares_by_vmap(model, rest, x, seeds, batch), ()))
+
+    parts = {name: [use.part for use in uses] for name, uses in closed.items()}
+    rights = [p.right for some in parts.values() for p in some if isinstance(p, Product)]
+    return Plan(
+        closed={name: kinds(uses, n_elements(x)) for name, uses in closed.items()},
+        by_loop=frozenset(by_loop),
+        interacting=interacting,
+        copies=copies,
+        proven=not equal and all(expected[name].any() for name in rest),
+        samples=samples,
+        # For each saved tensor about two more, the gradients by it and by what was made of it; of
+        # the outputs their logarithms, probabilities and seeds.
+        held=3 * saved + _bytes(rights) // batch + 6 * outputs[0].numel() * 4,
+        held_between=sum(pairs_bytes(some, parameters[n].shape) for n, some in parts.items()),
+    )
 
 
 def outputs_agree(actual: Tensor, expected: Tensor) -> bool:
@@ -137,13 +176,20 @@ class _Comparison:
         # errors, whose squares are of order eps² relative to the others.
         self._floor = eps**1.5 * max(_largest(value) for value in expected.values())
 
-    def names(self, actual: Squares) -> list[str]:
-        """Return the parameters whose squared gradients agree."""
-        return [name for name, value in actual.items() if self._agrees(name, value)]
+    def names(self, actual: Squares, assumed: Container[str]) -> list[str]:
+        """Return the parameters whose squared gradients agree.
 
-    def _agrees(self, name: str, actual: Tensor) -> bool:
+        Those that are ``assumed`` to be used in one of several ways must show it: zero agrees with
+        every assumption, and so does what drowns in rounding errors.
+        """
+        return [n for n, v in actual.items() if self._agrees(n, v, n in assumed)]
+
+    def _agrees(self, name: str, actual: Tensor, assumed: bool) -> bool:
         expected = self._expected[name]
-        return _agree(actual, expected, self._rtol * _largest(expected) + self._floor)
+        largest = _largest(expected)
+        if assumed or not actual.any():
+            return (largest > 0 or not assumed) and _agree(actual, expected, self._rtol * largest)
+        return _agree(actual, expected, self._rtol * largest + self._floor)
 
 
 def _agree(actual: Tensor, expected: Tensor, bound: float) -> bool:
@@ -180,11 +226,11 @@ def _tried(
         return sums
 
 
-def _saved_bytes(model: nn.Module, sample: Inputs) -> int:
-    """Return how much one sample's forward pass keeps for the backward pass."""
+def _measured(model: nn.Module, sample: Inputs) -> tuple[Tensor, int]:
+    """Return one sample's outputs, and how many bytes are kept for its backward pass."""
     storages: dict[int, int] = {}
 
-    def count_storage(t: Tensor) -> Tensor:
+    def measure(t: Tensor) -> Tensor:
         with suppress(NotImplementedError, RuntimeError):  # it has no storage of its own
             storage = t.untyped_storage()
             # Inputs may be a view of all data, and what is expanded fills less than it shows.
@@ -192,11 +238,10 @@ def _saved_bytes(model: nn.Module, sample: Inputs) -> int:
             storages[storage.data_ptr()] = max(size, storages.get(storage.data_ptr(), 0))
         return t
 
-    with saved_tensors_hooks(count_storage, lambda t: t):
+    with saved_tensors_hooks(measure, lambda t: t):
         outputs = run(model, sample)
     own = {t.data_ptr() for t in (*model.parameters(), *model.buffers())}
-    del outputs
-    return sum(size for place, size in storages.items() if place not in own)
+    return outputs.detach(), sum(n for place, n in storages.items() if place not in own)
 
 
 def _bytes(tensors: list[Tensor]) -> int:

@@ -30,18 +30,26 @@ class Use:
         edge: where in the graph the gradient g that the part needs will appear.
         part: what the per-sample gradients are made of, given g.
         kind: how the use was understood, in words.
-        assumed: whether that is one of several ways to understand it.
+        rows: how many rows each sample was taken to have in the first dimension. With more than
+            one, that is one of several ways to understand it.
     """
 
     edge: GradientEdge
     part: Part
     kind: str
-    assumed: bool = False
+    rows: int = 1
 
 
-def kinds(uses: list[Use]) -> frozenset[str]:
-    """Return how uses were understood."""
-    return frozenset(use.kind for use in uses)
+Kinds = frozenset[tuple[str, float]]
+
+
+def kinds(uses: list[Use], elements: int) -> Kinds:
+    """Return how uses were understood, where the inputs have so many elements per sample.
+
+    Rows that are assumed to be the samples' own go with the size of the inputs. If they do not, as
+    where an expert is given some of them, the assumption has not been tried.
+    """
+    return frozenset((use.kind, use.rows / elements if use.rows > 1 else 0.0) for use in uses)
 
 
 class Graph:
@@ -115,10 +123,9 @@ def layer_uses(
             continue  # no output depends on it
         for parameter, part in call.parts(batch).items():
             if parameter in names:
-                kind = type(call.layer).__name__
-                if len(call.a) > batch:
-                    kind += " on flattened samples"
-                found[names[parameter]].append(Use(call.edge, part, kind))
+                rows = len(call.a) // batch
+                kind = type(call.layer).__name__ + " on flattened samples" * (rows > 1)
+                found[names[parameter]].append(Use(call.edge, part, kind, rows))
     return {n: uses for n, uses in found.items() if len(graph.users[parameters[n]]) == len(uses)}
 
 
@@ -126,29 +133,28 @@ def broadcast_uses(graph: Graph, parameter: Tensor, batch: int) -> list[Use] | N
     """Return the one use of a parameter that meets the samples in one broadcast, or None.
 
     Position tables, class tokens and layer scales are added to, or multiplied with, a tensor of all
-    samples, perhaps after a look-up or a change of shape. From the parameter up, the graph is then
-    a chain of operations with one argument, up to the one whose result has a row for each sample:
-    there the gradient is still one for each sample.
+    samples, perhaps after a look-up, a change of shape or of scale. From the parameter up, the
+    graph is then a chain of operations with one argument, up to the one whose result has a row for
+    each sample: there the gradient is still one for each sample.
     """
     users = graph.users[parameter]
     if len(users) != 1:
         return None
     below, node = None, users[0]
-    while (name := node.name().removesuffix("0")) not in _BROADCASTS:
+    while (name := _name(node)) not in _BROADCASTS or _shape(node)[:1] != (batch,):
         has_one_argument = sum(n is not None for n, _ in node.next_functions) == 1
         if not has_one_argument or len(graph.consumers[node]) != 1:
             return None
         below, node = node, graph.consumers[node][0]
-    shape = tuple(parameter.shape if below is None else below._input_metadata[0].shape)
-    joined = tuple(node._input_metadata[0].shape)
-    rank = len(joined)
+    shape = tuple(parameter.shape) if below is None else _shape(below)
+    rank = len(_shape(node))
     has_samples = len(shape) == rank and shape[0] > 1
-    if joined[:1] != (batch,) or len(shape) > rank or has_samples:
+    if len(shape) > rank or has_samples:
         return None
     factor = None
     if name == "MulBackward":
         first = _enters(node, 0, below, parameter)
-        factor = node._saved_other if first else node._saved_self
+        factor = _saved(node, "_saved_other" if first else "_saved_self")
         if factor is None or factor.ndim != rank or len(factor) != batch:
             return None
         factor = wide(factor.detach())
@@ -178,7 +184,7 @@ def _product_use(
     graph: Graph, node: Node, parameter: Tensor, batch: int, positions_first: bool
 ) -> Use | None:
     below, turned = None, False
-    while (name := node.name().removesuffix("0")) in (*_TURNS, _CAST):
+    while (name := _name(node)) in (*_TURNS, _CAST):
         if len(graph.consumers[node]) != 1:
             return None
         turned ^= name in _TURNS
@@ -186,8 +192,8 @@ def _product_use(
     is_weight = name in _PRODUCTS and _enters(node, -1, below, parameter)
     added_first = name == "AddmmBackward" and _enters(node, 0, below, parameter)
     is_bias = parameter.ndim == 1 and (added_first or name == "AddBackward")
-    n_rows = math.prod(node._input_metadata[0].shape[:-1])
-    if not (is_weight or is_bias) or n_rows % batch:
+    x = _saved(node, _PRODUCTS[name]) if is_weight else None
+    if not (is_bias or x is not None) or (n_rows := math.prod(_shape(node)[:-1])) % batch:
         return None
 
     def dealt(t: Tensor) -> Tensor:
@@ -197,15 +203,17 @@ def _product_use(
         return t.reshape(batch, 1, -1, t.shape[-1]).mT
 
     if is_weight:
-        x = wide(getattr(node, _PRODUCTS[name]).detach())
-        part: Part = Product(dealt(x), dealt, transposed=not turned)
+        part: Part = Product(dealt(wide(x.detach())), dealt, transposed=not turned)
     else:
         part = Direct(lambda g: dealt(g).sum((1, 3)))
     kind = "matrix product"
     if n_rows > batch:
         kind += ", positions first" if positions_first else ", samples first"
-    return Use(GradientEdge(node, 0), part, kind, assumed=n_rows > batch)
+    return Use(GradientEdge(node, 0), part, kind, n_rows // batch)
 
+
+# What follows are names inside PyTorch's autograd, as of torch 2.6 to 2.14. Where one of them is
+# missing or means something else, a parameter gets no closed form, or one that the probe rejects.
 
 #: Matrix products, and where the graph keeps x.
 _PRODUCTS = {"AddmmBackward": "_saved_mat1", "MmBackward": "_saved_self"}
@@ -215,6 +223,25 @@ _CAST = "ToCopyBackward"
 
 #: Operations that join a tensor without samples to one with samples.
 _BROADCASTS = ("AddBackward", "ExpandBackward", "MulBackward")
+
+
+def _name(node: Node) -> str:
+    """Return the name of an operation without the number of its variant."""
+    return node.name().removesuffix("0")
+
+
+def _shape(node: Node) -> tuple[int, ...]:
+    """Return the shape of an operation's result; of one that does not tell, an empty one."""
+    metadata = getattr(node, "_input_metadata", None)
+    return tuple(metadata[0].shape) if metadata else ()
+
+
+def _saved(node: Node, name: str) -> Tensor | None:
+    """Return what the graph keeps under a name, if anything, and if it is as it was then."""
+    try:
+        return getattr(node, name, None)
+    except RuntimeError:  # changed in place since
+        return None
 
 
 def _enters(node: Node, place: int, below: Node | None, parameter: Tensor) -> bool:
