@@ -33,7 +33,8 @@ from ewc_tutorial.fisher.per_sample import (
     squares_by_loop,
     squares_by_vmap,
 )
-from ewc_tutorial.fisher.probe import Plan, outputs_agree, probe
+from ewc_tutorial.fisher.plans import kind_of, recall, remember, state_of
+from ewc_tutorial.fisher.probe import RANDOM, Plan, outputs_agree, probe
 
 #: Bytes that the samples of one pass may take, where a single one does not take more.
 MEMORY_BUDGET = {"cpu": 2**26}
@@ -60,8 +61,10 @@ class Engine:
         self.explanation: dict[str, str] = {}
         self._budget = MEMORY_BUDGET.get(self.device.type, MEMORY_BUDGET_ELSEWHERE)
         self._plan: Plan | None = None
+        self._recalled: dict[int, int] | None = None
         self._by_loop: set[str] = set()
         self._compared = False
+        self._state = state_of(model)
         self._recorder = Recorder(model)
 
     def __enter__(self) -> Engine:
@@ -71,9 +74,20 @@ class Engine:
         self._recorder.close()
 
     def prepare(self, x: Inputs) -> None:
-        """Choose a rule for each parameter by what a few of the samples ``x`` show."""
+        """Choose a rule for each parameter, by what is remembered or a few of the samples show."""
+        recalled = recall(self.model, (self._state, kind_of(x)))
+        if recalled is None:
+            self._probe(x)
+        else:
+            self._use(recalled.plan, recalled.graphs)
+
+    def _use(self, plan: Plan, graphs: dict[int, int] | None = None) -> None:
+        self._plan, self._recalled = plan, graphs
+        self._by_loop = set(plan.by_loop)
+
+    def _probe(self, x: Inputs) -> None:
         try:
-            self._plan = probe(self.model, self.parameters, self._recorder, x)
+            plan = probe(self.model, self.parameters, self._recorder, x)
         except ValueError as error:
             if "more than 1 value per channel" not in str(error):
                 raise
@@ -82,7 +96,7 @@ class Engine:
                 "of one sample, and the Fisher information is that of single samples: take running "
                 "statistics or a LayerNorm."
             ) from error
-        self._by_loop = set(self._plan.by_loop)
+        self._use(plan)
 
     def batch_size(self, many_passes: bool) -> int:
         """Return how many samples, of the kind that :meth:`prepare` saw, fit the memory budget."""
@@ -111,34 +125,46 @@ class Engine:
 
     def _forward(self, x: Inputs) -> tuple[Tensor, dict[str, list[Use]]]:
         """Return outputs, and the uses of parameters that are used as in the probe."""
+        if self._plan.interacting:
+            return outputs_one_by_one(self.model, x), {}
         with self._recorder.recording() as calls:
-            outputs = None if self._plan.interacting else run(self.model, x)
-        if outputs is not None and len(outputs) > 1 and not self._compared:
-            self._compare(x, outputs.detach())
+            outputs = run(self.model, x)
+        graph = Graph(outputs)
+        if not self._compared:
+            self._compare(x, outputs.detach(), graph)
         if self._plan.interacting:
             return outputs_one_by_one(self.model, x), {}
         found: dict[str, list[Use]] = {}
-        elements = n_elements(x)
-        if closed := self._plan.closed:
-            for uses in readings(Graph(outputs), calls, self.parameters, n_samples(x), found):
-                for name, seen in uses.items():
-                    if name in closed and kinds(seen, elements) <= closed[name]:
-                        found[name] = seen
+        closed, elements = self._plan.closed, n_elements(x)
+        for uses in readings(graph, calls, self.parameters, n_samples(x), found) if closed else ():
+            for name, seen in uses.items():
+                if name in closed and kinds(seen, elements) <= closed[name]:
+                    found[name] = seen
         return outputs, found
 
-    def _compare(self, x: Inputs, outputs: Tensor) -> None:
-        """Compare a few rows of a batch with these samples alone; they may tell more of the model.
+    def _compare(self, x: Inputs, outputs: Tensor, graph: Graph) -> None:
+        """Compare a batch with what is remembered, and a few rows with these samples alone.
 
         Samples may influence each other only from some number of them on, or where they differ.
         """
-        rows = sorted({0, n_samples(x) // 2, n_samples(x) - 1})
+        batch = n_samples(x)
+        signature = graph.signature()
+        if self._recalled is not None and self._recalled.get(batch) != signature:
+            self._probe(x)
+        if batch == 1:
+            return
+        rows = sorted({0, batch // 2, batch - 1})
         some = take(x, rows)
         self._compared = not all_equal(some)
         alone = outputs_one_by_one(self.model, some)
         if not outputs_agree(outputs[rows], alone):
+            if not outputs_agree(outputs_one_by_one(self.model, some), alone):
+                raise ValueError(RANDOM)
             self._plan = replace(self._plan, interacting=True)
         elif not self._plan.proven and self._compared:
-            self.prepare(some)
+            self._probe(some)
+        if self._compared and self._plan.verified and not self._plan.interacting:
+            remember(self.model, (self._state, kind_of(x)), self._plan, batch, signature)
 
     def _one_sample_at_a_time(self, names: list[str], x: Inputs, seeds: Seeds) -> Squares:
         by_vmap = [name for name in names if name not in self._by_loop]

@@ -50,7 +50,9 @@ class Plan:
         interacting: whether samples influence each other.
         copies: how many times a sample has to be in a batch of its own for its gradients to be
             right.
-        proven: whether the samples differed and every gradient was there to be compared.
+        proven: whether other samples would not give more closed forms: these differed, and gave
+            every parameter without one a gradient.
+        verified: whether the samples differed and all gradients were large enough to be compared.
         samples: how many samples this was found out with.
         held: bytes that one sample takes until its last backward pass.
         held_between: what comes on top of that where there are many backward passes.
@@ -61,6 +63,7 @@ class Plan:
     interacting: bool
     copies: int
     proven: bool
+    verified: bool
     samples: int
     held: int
     held_between: int
@@ -137,6 +140,7 @@ def probe(
         interacting=interacting,
         copies=copies,
         proven=not equal and all(expected[name].any() for name in rest),
+        verified=not equal and all(matches.shows(n) for n in parameters if closed.get(n) != []),
         samples=samples,
         # For each saved tensor about two more, the gradients by it and by what was made of it; of
         # the outputs their logarithms, probabilities and seeds.
@@ -183,6 +187,10 @@ class _Comparison:
         every assumption, and so does what drowns in rounding errors.
         """
         return [n for n, v in actual.items() if self._agrees(n, v, n in assumed)]
+
+    def shows(self, name: str) -> bool:
+        """Return whether a parameter has gradients above the rounding errors of others."""
+        return _largest(self._expected[name]) > self._floor
 
     def _agrees(self, name: str, actual: Tensor, assumed: bool) -> bool:
         expected = self._expected[name]

@@ -76,6 +76,10 @@ class Graph:
                         front.append(node)
                     self.consumers[node].append(consumer)
 
+    def signature(self) -> int:
+        """Return a number that two graphs share if they have the same operations and shapes."""
+        return hash(tuple((node.name(), _shape(node)) for node in self.consumers))
+
     def __contains__(self, node: Node) -> bool:
         return node in self.consumers
 
