@@ -50,6 +50,7 @@ def loop_fisher(
     x = x.double() if x.is_floating_point() else x
 
     def add(log_p, weight):
+        make_gradients_contiguous(log_p)
         gradients = torch.autograd.grad(
             log_p, list(parameters.values()), retain_graph=True, allow_unused=True
         )
@@ -82,6 +83,25 @@ def loop_fisher(
         else:
             _add_exact_categorical(outputs, label, terms, add)
     return {name: value / len(x) for name, value in total.items()}
+
+
+def make_gradients_contiguous(output):
+    """Copy every gradient on its way back into a plain layout.
+
+    PyTorch's BatchNorm on a CPU (2.14) takes those of a single sample in another layout for
+    something else.
+    """
+    front, seen = [output.grad_fn], {None}
+    while front:
+        node = front.pop()
+        if node in seen:
+            continue
+        seen.add(node)
+        front += [before for before, _ in node.next_functions]
+        if not hasattr(node, "variable"):
+            node.register_prehook(
+                lambda gradients: tuple(g if g is None else g.contiguous() for g in gradients)
+            )
 
 
 def _add_exact_categorical(outputs, label, terms, add):

@@ -6,7 +6,7 @@ from collections.abc import Collection, Iterator
 from contextlib import ExitStack, contextmanager
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 
 @contextmanager
@@ -17,6 +17,13 @@ def undisturbed(model: nn.Module) -> Iterator[None]:
         (module, name, buffer, None if buffer is None else buffer.clone())
         for module in model.modules()
         for name, buffer in module._buffers.items()
+    ]
+    was_training, changing = model.training, _that_change_with_their_mode(model)
+    kept = [
+        (parameter, parameter.detach().clone())
+        for module in model.modules()
+        if module in changing or getattr(module, "max_norm", None) is not None
+        for parameter in module.parameters(recurse=False)
     ]
     devices = {t.device for t in model.parameters() if t.device.type == "cuda"}
     with ExitStack() as stack:
@@ -31,17 +38,66 @@ def undisturbed(model: nn.Module) -> Iterator[None]:
                 # uses from the engine.
                 dtype = torch.get_autocast_dtype(kind)
                 stack.enter_context(torch.autocast(kind, dtype=dtype, cache_enabled=False))
+        stack.enter_context(_gradient_hooks_off(model))
         try:
+            if changing:
+                model.train()  # forget tables that were kept from an earlier evaluation
+            were_merged = not _unchanged(kept)
             model.eval()
+            if were_merged or not _unchanged(kept):  # adapters merge themselves into a weight
+                model.train()
+                for module, _ in training:
+                    module.training = False
+                if was_training:
+                    _restore(kept)  # what merging and parting has rounded
             yield
         finally:
-            for module, was_training in training:
-                module.training = was_training
+            if changing:
+                model.train()  # forget those that were kept here
+                if not was_training:
+                    model.eval()
+            _restore(kept)
+            for module, mode in training:
+                module.training = mode
             with torch.no_grad():
                 for module, name, buffer, value in buffers:
                     module._buffers[name] = buffer
                     if buffer is not None and not torch.equal(buffer, value):
                         buffer.copy_(value)
+
+
+def _that_change_with_their_mode(model: nn.Module) -> set[nn.Module]:
+    """Return the modules with a ``train`` or ``eval`` of their own, which may do more than that."""
+    own = (nn.Module.train, nn.Module.eval)
+    return {
+        module
+        for module in model.modules()
+        if tuple(getattr(f, "__func__", None) for f in (module.train, module.eval)) != own
+    }
+
+
+def _unchanged(kept: list[tuple[nn.Parameter, Tensor]]) -> bool:
+    return all(torch.equal(parameter, value) for parameter, value in kept)
+
+
+def _restore(kept: list[tuple[nn.Parameter, Tensor]]) -> None:
+    with torch.no_grad():
+        for parameter, value in kept:
+            if not torch.equal(parameter, value):
+                parameter.copy_(value)
+
+
+@contextmanager
+def _gradient_hooks_off(model: nn.Module) -> Iterator[None]:
+    """Take the user's hooks off the parameters: they would change gradients or count them."""
+    hooks = [(p, p._backward_hooks) for p in model.parameters() if p._backward_hooks]
+    for parameter, _ in hooks:
+        parameter._backward_hooks = None
+    try:
+        yield
+    finally:
+        for parameter, before in hooks:
+            parameter._backward_hooks = before
 
 
 @contextmanager
