@@ -154,32 +154,187 @@ class Endless(IterableDataset):
             yield from zip(self.x, self.y, strict=True)
 
 
-def test_every_form_of_data_gives_the_same(model):
+class Flagged(Items):
+    """As torchvision's data sets have an attribute ``train``."""
+
+    train = True
+
+
+class WithMethod(Items):
+    """As Avalanche's data sets have a method ``train``."""
+
+    def train(self):
+        return self
+
+
+class Once(IterableDataset):
+    def __init__(self, x, y):
+        self.items = zip(x, y, strict=True)
+
+    def __iter__(self):
+        return iter(self.items)
+
+
+def parts(x, y, kind=tuple):
+    return [kind((x[:9], y[:9])), kind((x[9:10], y[9:10])), kind((x[10:], y[10:]))]
+
+
+CONTAINERS = {
+    "pair": lambda x, y: (x, y),
+    "pair as a loader's batch": lambda x, y: [x, y],
+    "task": lambda x, y: SimpleNamespace(train=TensorDataset(x, y), test=None),
+    "tensor dataset": TensorDataset,
+    "dataset": Items,
+    "dataset with a flag 'train'": Flagged,
+    "dataset with a method 'train'": WithMethod,
+    "dataset of tensors": lambda x, y: list_dataset(zip(x, y, strict=True)),
+    "iterable dataset": Once,
+    "iterable dataset's loader": lambda x, y: DataLoader(Once(x, y), batch_size=5),
+    "loader": lambda x, y: DataLoader(TensorDataset(x, y), batch_size=5),
+    "loader without batches": lambda x, y: DataLoader(parts(x, y), batch_size=None),
+    "list of batches": parts,
+    "tuple of batches": lambda x, y: tuple(parts(x, y)),
+    "list of one batch": lambda x, y: [(x, y)],
+    "two batches": lambda x, y: [[x[:9], y[:9]], [x[9:], y[9:]]],
+    "empty batches": lambda x, y: [(x[:0], y[:0]), (x, y), (x[:0], y[:0])],
+    "generator": lambda x, y: ((x[i : i + 3], y[i : i + 3]) for i in range(0, 23, 3)),
+    "generator of lists": lambda x, y: iter(parts(x, y, list)),
+}
+
+
+def list_dataset(items):
+    return Listed(list(items))
+
+
+class Listed(Dataset):
+    def __init__(self, items):
+        self.items = items
+
+    def __len__(self):
+        return len(self.items)
+
+    def __getitem__(self, i):
+        return self.items[i]
+
+
+@pytest.mark.parametrize("batch_size", [None, 4])
+@pytest.mark.parametrize("container", CONTAINERS)
+def test_every_form_of_data_gives_the_same(model, container, batch_size):
     x, y = make_data()
-    dataset = TensorDataset(x, y)
-    forms = {
-        "task": SimpleNamespace(train=dataset, test=None),
-        "tensor dataset": dataset,
-        "dataset": Items(x, y),
-        "loader": DataLoader(dataset, batch_size=5),
-        "list of batches": [(x[:9], y[:9]), (x[9:10], y[9:10]), (x[10:], y[10:])],
-        "two batches": [[x[:9], y[:9]], [x[9:], y[9:]]],
-        "empty batches": [(x[:0], y[:0]), (x, y), (x[:0], y[:0])],
-        "generator": ((x[i : i + 3], y[i : i + 3]) for i in range(0, 23, 3)),
+    data = CONTAINERS[container](x, y)
+    actual = fisher_diagonal(model, data, "empirical", batch_size=batch_size)
+    assert_fisher_close(actual, loop_fisher(model, x, y, "empirical"))
+
+
+WITHOUT_LABELS = {
+    "pair": lambda x: (x, None),
+    "tuple": lambda x: (x,),
+    "tensor dataset": TensorDataset,
+    "dataset": lambda x: list_dataset(x),
+    "iterable dataset": lambda x: Streamed(x),
+    "loader": lambda x: DataLoader(TensorDataset(x), batch_size=4),
+    "one batch": lambda x: [x],
+    "two batches": lambda x: [x[:5], x[5:]],
+    "three batches": lambda x: [x[:5], x[5:9], x[9:]],
+    "two pairs of one length": lambda x: [(x[:11], None), (x[11:22], None), (x[22:], None)],
+    "generator": lambda x: iter([x[:11], x[11:22], x[22:]]),
+}
+
+
+class Streamed(IterableDataset):
+    def __init__(self, items):
+        self.items = items
+
+    def __iter__(self):
+        return iter(self.items)
+
+
+@pytest.mark.parametrize("estimator", ["exact", "sampled", "argmax"])
+@pytest.mark.parametrize("container", WITHOUT_LABELS)
+def test_labels_are_not_needed_where_the_model_gives_them(model, container, estimator):
+    x, y = make_data()
+    expected = as_double(fisher_diagonal(model, (x, y), estimator))
+    actual = fisher_diagonal(model, WITHOUT_LABELS[container](x), estimator)
+    assert_fisher_close(actual, expected)
+
+
+class TwoInputs(nn.Module):
+    """A model of a picture and of word numbers; ``how`` decides which rule its layers get."""
+
+    def __init__(self, how):
+        super().__init__()
+        torch.manual_seed(0)
+        self.how = how
+        self.words, self.picture = nn.Embedding(5, 4), nn.Linear(6, 4)
+        self.gate = nn.Parameter(torch.randn(4, 4, 4))
+        self.head = nn.Linear(4, 3)
+
+    def forward(self, x):
+        if isinstance(x, torch.Tensor):  # for the oracle: both in one tensor
+            x = {"picture": x[:, :6], "words": x[:, 6:].long()}
+        assert type(x) is dict
+        a, b = self.words(x.pop("words")).mean(1), self.picture(x["picture"])
+        if self.how == "torch.func":
+            a = a + torch.tanh(torch.einsum("bi,bj,ijk->bk", a, b, self.gate))
+        elif self.how == "loop":
+            a = a * (1.0 if b.sum().item() > 0 else 2.0) + self.gate[0, 0]
+        return self.head(torch.tanh(a + b))
+
+
+def two_inputs(n=11):
+    g = torch.Generator().manual_seed(2)
+    x = {
+        "picture": torch.randn(n, 6, generator=g),
+        "words": torch.randint(5, (n, 3), generator=g),
     }
-    expected = as_double(fisher_diagonal(model, (x, y), "empirical"))
-    for name, data in forms.items():
-        actual = fisher_diagonal(model, data, "empirical", batch_size=None if len(name) % 2 else 4)
-        assert_fisher_close(actual, expected)
+    return x, torch.randint(3, (n,), generator=g)
 
 
-def test_labels_are_not_needed_where_the_model_gives_them(model):
-    x, y = make_data()
-    for estimator in ("exact", "sampled", "argmax"):
-        expected = as_double(fisher_diagonal(model, (x, y), estimator))
-        loader = DataLoader(TensorDataset(x), batch_size=4)
-        for data in ((x, None), TensorDataset(x), [x[:5], x[5:9], x[9:]], [(x, None)], loader):
-            assert_fisher_close(fisher_diagonal(model, data, estimator), expected)
+def rows_of(x, rows):
+    return {name: tensor[rows] for name, tensor in x.items()}
+
+
+DICTIONARIES = {
+    "pair": lambda x, y: (x, y),
+    "list": lambda x, y: [x, y],
+    "dataset": lambda x, y: list_dataset((rows_of(x, i), y[i]) for i in range(len(y))),
+    "stream": lambda x, y: Streamed((rows_of(x, i), y[i]) for i in range(len(y))),
+    "loader": lambda x, y: DataLoader(
+        list_dataset((rows_of(x, i), int(y[i])) for i in range(len(y))), batch_size=4
+    ),
+    "batches": lambda x, y: [
+        (rows_of(x, slice(0, 4)), y[:4]),
+        (rows_of(x, slice(4, None)), y[4:]),
+    ],
+}
+
+
+@pytest.mark.parametrize("how", ["closed form", "torch.func", "loop"])
+@pytest.mark.parametrize("container", DICTIONARIES)
+def test_inputs_may_be_a_dictionary(container, how):
+    model, (x, y) = TwoInputs(how), two_inputs()
+    joined = torch.cat([x["picture"], x["words"].float()], dim=1)
+    expected = loop_fisher(model, joined, y, "empirical")
+    actual = fisher_diagonal(model, DICTIONARIES[container](x, y), "empirical", batch_size=3)
+    assert_fisher_close(actual, expected)
+    rules = explain_fisher(model, (x, y))
+    assert any(how in rule for rule in rules.values()), rules
+
+
+@pytest.mark.parametrize("batch_size", [None, 3, 8])
+def test_batches_of_dictionaries_are_cut_joined_and_counted(batch_size):
+    model, (x, y) = TwoInputs("torch.func"), two_inputs()
+    joined = torch.cat([x["picture"], x["words"].float()], dim=1)
+    data = [(rows_of(x, slice(i, i + 4)), y[i : i + 4]) for i in (0, 4, 8)]
+    for n in (None, 6):
+        options = {"batch_size": batch_size, "n_samples": n}
+        assert_fisher_close(
+            fisher_diagonal(model, data, "batched", **options),
+            batched_fisher(model, joined[:n], y[:n], batch_size or 4),
+        )
+    actual = fisher_diagonal(model, (x, None), n_samples=5, batch_size=2)
+    some = fisher_diagonal(model, (joined, None), n_samples=5)
+    assert_fisher_close(actual, as_double(some))
 
 
 def test_a_stream_is_read_once_and_no_further_than_needed(model):
@@ -499,8 +654,27 @@ def bad_data():
         ("empirical", (x, y[:5]), ValueError, ["x and y", "(5,)"]),
         ("exact", 3, TypeError, ["data", "int"]),
         ("exact", x, TypeError, ["data", "Tensor"]),
-        ("exact", [{"x": x}], TypeError, ["data", "dict"]),
+        ("exact", {"x": x}, TypeError, ["data", "dict"]),
+        ("exact", [{"x": x}], TypeError, ["dict", "({…}, y)", "huggingface.consolidate"]),
+        ("exact", {"train": TensorDataset(x, y)}, TypeError, ["data", "dict"]),
+        ("exact", ({"x": x, "name": "a"}, y), TypeError, ["dictionary", "'name': str"]),
+        ("exact", ({}, y), TypeError, ["dictionary"]),
+        ("exact", ({"x": x, "z": x[1:]}, y), ValueError, ["rows", "(22, 6)"]),
+        ("exact", [x, x + 1], ValueError, ["two tensors", "(x, y)", "[(x1, None), (x2, None)]"]),
+        ("exact", [y, y], ValueError, ["two tensors", "(x, y)"]),
+        ("exact", (x, y, y), TypeError, ["tuple of Tensor, Tensor, Tensor", "for x, y, *_ in"]),
+        ("exact", [x, y, y], TypeError, ["list of Tensor, Tensor, Tensor", "for x, y, *_ in"]),
+        ("exact", TensorDataset(x, x, x), TypeError, ["Tensor, Tensor, Tensor", "for x, y, *_"]),
         ("exact", [(x, y, y)], TypeError, ["data", "tuple of Tensor, Tensor, Tensor"]),
+        ("exact", list_dataset(zip(x, y, y, strict=True)), TypeError, ["Tensor, Tensor, Tensor"]),
+        ("exact", iter([(x.tolist(), y.tolist())]), TypeError, ["list, list", "torch.as_tensor"]),
+        ("exact", (x.numpy(), y.numpy()), TypeError, ["ndarray", "torch.as_tensor"]),
+        ("exact", [(x[0], 1), (x[1], 2)], TypeError, ["Tensor, int", "DataLoader"]),
+        ("exact", [(x[0], y[0]), (x[1], y[1])], ValueError, ["rows", "DataLoader"]),
+        ("exact", list_dataset([(x[0], 1), (x[1, :3], 2)]), TypeError, ["stacked", "iter(data)"]),
+        ("exact", Streamed([(x[:9], y[:9]), (x[9:], y[9:])]), TypeError, ["stacked", "iter(data)"]),
+        ("exact", list_dataset([("a", 1), ("b", 2)]), TypeError, ["data", "torch.as_tensor"]),
+        ("exact", list_dataset([(object(), 1)]), TypeError, ["stacked", "object"]),
     ]
 
 

@@ -11,10 +11,11 @@ import sys
 import pytest
 import torch
 from fisher_oracle import assert_fisher_close
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, IterableDataset
 
 pytest.importorskip("transformers")
 from transformers import (
+    BatchEncoding,
     BertConfig,
     BertForSequenceClassification,
     BertForTokenClassification,
@@ -36,7 +37,7 @@ from ewc_tutorial.huggingface import (
     pad_batch,
     sequence_fisher,
 )
-from ewc_tutorial.huggingface.sequences import _Rows, infer_task
+from ewc_tutorial.huggingface.sequences import Logits, infer_task
 
 VOCABULARY = 7
 
@@ -107,26 +108,61 @@ def test_causal_lm_against_a_loop(make, estimator):
     )
 
 
-@pytest.mark.parametrize("batch_size", [None, 1, 3])
-def test_however_the_data_comes(batch_size):
+class Streaming(IterableDataset):
+    def __init__(self, elements):
+        self.elements = elements
+
+    def __iter__(self):
+        return iter(self.elements)
+
+
+def as_tensors(item):
+    return {name: torch.tensor(value) for name, value in item.items()}
+
+
+def tokenized(item):
+    """What a tokenizer returns for one text with return_tensors="pt": a batch of one."""
+    return BatchEncoding({name: torch.tensor([value]) for name, value in item.items()})
+
+
+CONTAINERS = {
+    "list of items": lambda items: items,
+    "tuple of items of tensors": lambda items: tuple(map(as_tensors, items)),
+    "loader": lambda items: DataLoader(items, batch_size=2, collate_fn=pad_batch),
+    "one batch": pad_batch,
+    "list of one batch": lambda items: [pad_batch(items)],
+    "list of two batches": lambda items: [pad_batch(items[:1]), pad_batch(items[1:])],
+    "list of batches of one": lambda items: list(map(tokenized, items)),
+    "generator of batches": lambda items: (pad_batch(items[i : i + 3]) for i in (0, 3)),
+    "generator of items": iter,
+    "stream of items": Streaming,
+    "stream of tensors": lambda items: Streaming(map(as_tensors, items)),
+    "stream of batches": lambda items: Streaming([pad_batch(items[:2]), pad_batch(items[2:])]),
+}
+
+
+@pytest.mark.parametrize("batch_size", [None, 3])
+@pytest.mark.parametrize("container", CONTAINERS)
+def test_however_the_data_comes(container, batch_size):
     model, items = gpt2(), sequences()
-    expected = token_loop(model, items)
-    shapes = {
-        "data set": items,
-        "loader": DataLoader(items, batch_size=2, collate_fn=pad_batch),
-        "generator": (pad_batch(items[i : i + 3]) for i in (0, 3)),
-        "one batch": pad_batch(items),
-    }
-    for data in shapes.values():
-        fisher = sequence_fisher(model, data, "empirical", batch_size=batch_size)
-        assert_fisher_close(fisher, expected)
+    data = CONTAINERS[container](items)
+    fisher = sequence_fisher(model, data, "empirical", batch_size=batch_size)
+    assert_fisher_close(fisher, token_loop(model, items))
+
+
+@pytest.mark.parametrize("container", ["generator of items", "stream of batches"])
+def test_of_a_stream_the_first_samples_are_taken(container):
+    model, items = gpt2(), sequences()
+    data = CONTAINERS[container](items)
+    fisher = sequence_fisher(model, data, "empirical", n_samples=3, batch_size=2)
+    assert_fisher_close(fisher, token_loop(model, items[:3]))
 
 
 def test_no_layer_of_gpt2_is_slow():
     model, batch = gpt2(), {"input_ids": torch.arange(6).reshape(2, 3)}
-    rows = _Rows(model, "causal_lm")
-    x, y = next(rows.pairs(iter([batch])))
-    kinds = explain_fisher(rows, (x, y), "empirical", likelihood=rows.likelihood())
+    logits = Logits(model, "causal_lm")
+    data = [logits.read(batch)]
+    kinds = explain_fisher(logits, data, "empirical", likelihood=logits.likelihood())
     assert all(kind.startswith("closed form") for kind in kinds.values()), kinds
 
 
@@ -369,10 +405,10 @@ def test_consolidate_measures_what_is_protected_and_nothing_else():
         ({"batch_size": 0}, ValueError, "batch_size must be at least 1"),
         ({"data": 3}, TypeError, "data must be a data set of dicts"),
         ({"data": []}, ValueError, "empty"),
-        ({"data": [(1, 2)]}, TypeError, "items of data must be dicts"),
-        ({"data": iter([(1, 2)])}, TypeError, "data must yield batches as dicts"),
+        ({"data": [(1, 2)]}, TypeError, "data must hold dicts"),
+        ({"data": iter([(1, 2)])}, TypeError, "data must hold dicts"),
         ({"data": [{"text": "a"}]}, ValueError, "must have one of input_ids"),
-        ({"data": {"input_ids": torch.zeros(3).long()}}, ValueError, "shape .sequences, length."),
+        ({"data": {"input_ids": torch.zeros(3).long()}}, ValueError, "2 dimensions.*not .3,."),
     ],
 )
 def test_errors_say_what_would_be_right(arguments, error, sentence):

@@ -21,6 +21,7 @@ import torch.distributed
 from torch import Tensor, nn
 
 from ewc_tutorial.fisher.engine import PROBE_SIZE, Engine
+from ewc_tutorial.fisher.inputs import Inputs
 from ewc_tutorial.fisher.likelihoods import ESTIMATORS, make_likelihood
 from ewc_tutorial.fisher.likelihoods.base import Draws, Likelihood, Seeds
 from ewc_tutorial.fisher.per_sample import run
@@ -53,9 +54,10 @@ def fisher_diagonal(
     Args:
         model: the network, differentiated in evaluation mode; its mode, gradients, buffers and the
             global random state are afterwards as before.
-        data: a ``Task`` (its ``train`` part), a pair (x, y) of tensors, a ``Dataset`` of items
-            (x, y), or an iterable of batches (x, y) such as a ``DataLoader``, gone through once.
-            y may be None where no labels are needed.
+        data: a pair (x, y) of tensors, a ``Dataset`` of items (x, y), an iterable of batches (x, y)
+            such as a ``DataLoader``, gone through once, or a task, of which the data set ``train``
+            is taken. y may be None where no labels are needed. x may be a dictionary of tensors,
+            which the model then gets as its one argument.
         estimator: the label that the score is taken at.
             ``exact``: the expectation over all labels under the model.
             ``sampled``: one label per output drawn from the model.
@@ -221,9 +223,12 @@ def _with_progress(batches: Iterator[Batch], samples: Samples, progress: bool) -
             bar.update(len(batch[0]))
 
 
-def _to_device(tensor: Tensor | None, device: torch.device) -> Tensor | None:
+def _to_device(tensor: Any, device: torch.device) -> Any:
+    """Return inputs or labels on the model's device."""
     if tensor is None:
         return None
+    if isinstance(tensor, Inputs):
+        return tensor.map(lambda t: _to_device(t, device))
     moved = tensor.to(device, non_blocking=True)
     # Autograd cannot keep tensors that were made in inference mode.
     return moved.clone() if moved.is_inference() else moved

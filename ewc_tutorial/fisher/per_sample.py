@@ -16,6 +16,8 @@ import torch
 from torch import Tensor, nn
 from torch.func import vjp, vmap
 
+from ewc_tutorial.fisher.inputs import Inputs
+
 #: Seeds that are held at a time, so that memory does not grow with the number of classes.
 SEEDS_AT_A_TIME = 16
 
@@ -42,7 +44,7 @@ def squares_by_vmap(
     def squares(xi: Tensor, seeds_i: Tensor) -> Squares:
         def forward(p: Squares) -> Tensor:
             with _replaced(model, others | p):
-                return run(model, xi.unsqueeze(0)).squeeze(0)
+                return run(model, xi[None]).squeeze(0)
 
         _, pull_back = vjp(forward, parameters)
         total = _zeros(parameters)
@@ -91,7 +93,7 @@ def run(model: nn.Module, x: Tensor) -> Tensor:
         TypeError: the model returns something else than a tensor.
         ValueError: the outputs have no row for each sample.
     """
-    outputs = model(x)
+    outputs = model(dict(x.tensors) if isinstance(x, Inputs) else x)
     if not isinstance(outputs, Tensor):
         raise TypeError(
             f"model must return a tensor of outputs, not a {type(outputs).__name__}: wrap it in a "
@@ -101,8 +103,8 @@ def run(model: nn.Module, x: Tensor) -> Tensor:
         outputs = outputs.reshape(1)
     if outputs.ndim == 0 or len(outputs) != len(x):
         raise ValueError(
-            f"model must return as many rows as it gets, but for inputs {tuple(x.shape)} it "
-            f"returned {tuple(outputs.shape)}."
+            f"model must return as many rows as it gets, but for {len(x)} samples it returned "
+            f"{tuple(outputs.shape)}."
         )
     return outputs
 

@@ -1,8 +1,4 @@
-"""The Fisher information of sequence models: one sample is one sequence.
-
-The engine of ``ewc_tutorial.fisher`` takes one tensor of inputs. Here that tensor holds the numbers
-of rows of the batch at hand, and a small module looks the rows up and calls the model with them.
-"""
+"""The Fisher information of sequence models: one sample is one sequence."""
 
 from __future__ import annotations
 
@@ -17,9 +13,18 @@ from torch import Tensor, nn
 from ewc_tutorial.ewc import EWC
 from ewc_tutorial.fisher import fisher_diagonal
 from ewc_tutorial.fisher.diagonal import DEFAULT_SEED
+from ewc_tutorial.fisher.inputs import Inputs
 from ewc_tutorial.fisher.likelihoods.base import Likelihood
 from ewc_tutorial.fisher.likelihoods.categorical import Categorical
-from ewc_tutorial.huggingface.batches import IGNORED, DictBatch, dict_batches, rows_in
+from ewc_tutorial.fisher.samples import Batch, Stream
+from ewc_tutorial.huggingface.batches import (
+    IGNORED,
+    DictBatch,
+    dict_batches,
+    pad_batch,
+    rows_in,
+    tensors_of,
+)
 from ewc_tutorial.huggingface.ctc import CTC
 
 #: What a model can be for, and how the names of such models' classes end.
@@ -112,14 +117,16 @@ def sequence_fisher(
     task = task or infer_task(model)
     if task not in TASKS:
         raise ValueError(f"task must be one of {', '.join(TASKS)}, not {task!r}.")
-    batches = dict_batches(data, collate, n_samples, batch_size or DEFAULT_BATCH, generator)
-    rows = _Rows(model, task)
+    logits = Logits(model, task)
+    batches = dict_batches(
+        data, collate or pad_batch, n_samples, batch_size or DEFAULT_BATCH, generator
+    )
     fisher = fisher_diagonal(
-        rows,
-        rows.pairs(batches),
+        logits,
+        Stream(batches, n_samples, logits.read),
         estimator,
         batch_size=batch_size,
-        likelihood=rows.likelihood(),
+        likelihood=logits.likelihood(),
         generator=generator,
         progress=progress,
     )
@@ -155,14 +162,13 @@ def only_trainable(model: nn.Module, names: Sequence[str]) -> Iterator[None]:
             parameter.requires_grad_(flag)
 
 
-class _Rows(nn.Module):
-    """A model as a function of row numbers (B,) of the batch that :meth:`pairs` has come to."""
+class Logits(nn.Module):
+    """A Transformers model as a function of its inputs (a dict) that returns its logits."""
 
     def __init__(self, model: nn.Module, task: str) -> None:
         super().__init__()
         self.model = model
         self.task = task
-        self._batch: DictBatch = {}
         accepted = inspect.signature(_base(model).forward).parameters
         anything = any(p.kind is p.VAR_KEYWORD for p in accepted.values())
         self._accepts = lambda name: name in accepted or (anything and name == "attention_mask")
@@ -174,26 +180,19 @@ class _Rows(nn.Module):
         config = _base(self.model).config
         return CTC(config.pad_token_id, config.ctc_zero_infinity)
 
-    def pairs(self, batches: Iterator[DictBatch]) -> Iterator[tuple[Tensor, Tensor | None]]:
-        """Yield row numbers and labels, each time when the rows of that batch are in place."""
-        device = next(self.model.parameters()).device
-        for batch in batches:
-            labels = self._labels(batch)
-            names = [name for name in batch if name != "labels" and self._accepts(name)]
-            self._batch = {name: batch[name].to(device) for name in names}
-            yield torch.arange(rows_in(batch)), labels
+    def read(self, batch: Any) -> Batch:
+        """Return the inputs and labels of a batch, a dict with at least a main input."""
+        tensors = tensors_of(batch)
+        names = [name for name in tensors if name != "labels" and self._accepts(name)]
+        return Inputs({name: tensors[name] for name in names}), self._labels(tensors)
 
-    def forward(self, rows: Tensor) -> Tensor:
-        inputs = {name: value[rows] for name, value in self._batch.items()}
-        logits = self.model(**inputs, **self._fixed).logits
-        return logits[:, :-1] if self.task == "causal_lm" else logits
+    def forward(self, inputs: DictBatch) -> Tensor:
+        return self.model(**inputs, **self._fixed).logits
 
     def _labels(self, batch: DictBatch) -> Tensor | None:
         labels, mask = batch.get("labels"), batch.get("attention_mask")
         if self.task == "causal_lm":
-            labels = batch["input_ids"] if labels is None else labels
-            labels = labels if mask is None else labels.masked_fill(mask == 0, IGNORED)
-            return labels[:, 1:]
+            return self._next_tokens(batch["input_ids"] if labels is None else labels, mask)
         if self.task == "token_classification":
             return (
                 labels if labels is None or mask is None else labels.masked_fill(mask == 0, IGNORED)
@@ -201,6 +200,15 @@ class _Rows(nn.Module):
         if self.task == "ctc":
             return self._text(batch, labels, mask)
         return labels
+
+    @staticmethod
+    def _next_tokens(labels: Tensor, mask: Tensor | None) -> Tensor:
+        """Return what each place is to foretell: the token after it, where both are real."""
+        after = torch.full_like(labels, IGNORED)
+        after[:, :-1] = labels[:, 1:]
+        if mask is not None:
+            after[:, :-1].masked_fill_((mask[:, 1:] == 0) | (mask[:, :-1] == 0), IGNORED)
+        return after
 
     def _text(self, batch: DictBatch, labels: Tensor | None, mask: Tensor | None) -> Tensor:
         """Return the frames that count and the text, as :class:`CTC` takes them."""
