@@ -12,7 +12,7 @@ from torch import nn
 from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
 
 from ewc_tutorial.course.models import mlp
-from ewc_tutorial.fisher import explain_fisher, fisher_diagonal
+from ewc_tutorial.fisher import Categorical, Gaussian, explain_fisher, fisher_diagonal
 
 
 def make_data(n=23, features=6, classes=4, seed=0, dtype=torch.float32):
@@ -77,17 +77,6 @@ def test_softmax_regression_has_the_variance_of_the_labels():
     variance = p * (1 - p)
     expected = {"0.weight": variance.T @ x.square() / len(x), "0.bias": variance.mean(0)}
     assert_fisher_close(fisher_diagonal(model, (x, None)), expected)
-
-
-def test_a_single_class_has_no_fisher_information():
-    x, _ = make_data()
-    convolution = nn.Sequential(nn.Unflatten(1, (1, 6)), nn.Conv1d(1, 2, 3), nn.Flatten())
-    for model in (mlp(6, [5], 1, seed=1), nn.Sequential(convolution, nn.Linear(8, 1))):
-        fisher = fisher_diagonal(model, TensorDataset(x), "exact")
-        assert fisher.keys() == dict(model.named_parameters()).keys()
-        assert all((F == 0).all() for F in fisher.values())
-    fisher = fisher_diagonal(mlp(6, [5], 4, seed=1), TensorDataset(x), "exact", classes=[2])
-    assert all((F == 0).all() for F in fisher.values())
 
 
 def test_sampled_is_reproducible_and_converges_to_exact(model):
@@ -374,6 +363,156 @@ def test_n_samples_is_a_reproducible_subset_without_replacement():
 # ---- likelihoods
 
 
+INTEGERS = [torch.int8, torch.int16, torch.int32, torch.uint8, torch.int64]
+
+
+def one_hot(y, dtype):
+    return nn.functional.one_hot(y, 4).to(dtype)
+
+
+@pytest.mark.parametrize("estimator", ["exact", "empirical", "batched"])
+@pytest.mark.parametrize("dtype", [*INTEGERS, *("one-hot bool", "one-hot int", "one-hot float")])
+def test_classes_are_whole_numbers_of_any_type_or_one_hot(model, estimator, dtype):
+    x, y = make_data()
+    kinds = {"one-hot bool": torch.bool, "one-hot int": torch.int16, "one-hot float": torch.float32}
+    labels = one_hot(y, kinds[dtype]) if dtype in kinds else y.to(dtype)
+    expected = (
+        batched_fisher(model, x, y, 32)
+        if estimator == "batched"
+        else loop_fisher(model, x, y, estimator)
+    )
+    assert_fisher_close(fisher_diagonal(model, (x, labels), estimator), expected)
+
+
+@pytest.mark.parametrize("dtype", [torch.bool, torch.uint8, torch.int64, torch.float32])
+@pytest.mark.parametrize("likelihood", ["categorical", "bernoulli", "gaussian"])
+def test_labels_of_two_classes_of_any_type(likelihood, dtype):
+    if likelihood == "categorical" and dtype == torch.float32:
+        return  # refused: see test_data_that_does_not_fit
+    model = mlp(6, [5], 2 if likelihood == "categorical" else 1, seed=1)
+    x, y = make_data(classes=2)
+    actual = fisher_diagonal(model, (x, y.to(dtype)), "empirical", likelihood=likelihood)
+    assert_fisher_close(actual, loop_fisher(model, x, y, "empirical", likelihood))
+
+
+@pytest.mark.parametrize("estimator", ["exact", "sampled", "empirical", "argmax"])
+@pytest.mark.parametrize("y", [None, "zeros", "two classes", "numbers"])
+@pytest.mark.parametrize("shape", [(1,), (3, 1)])
+def test_one_logit_is_no_choice_between_classes(estimator, y, shape):
+    model = nn.Sequential(nn.Linear(6, math.prod(shape)), nn.Unflatten(1, shape))
+    x, labels = make_data(classes=2)
+    labels = {"zeros": labels * 0, "two classes": labels, "numbers": labels.float()}.get(y)
+    if labels is not None and len(shape) > 1:
+        labels = labels[:, None].expand(-1, 3)
+    elif labels is None and estimator == "empirical":
+        return
+    with pytest.raises(ValueError, match="C > 1.*'bernoulli'.*'gaussian'|class_dim"):
+        fisher_diagonal(model, (x, labels), estimator)
+
+
+class Segments(nn.Module):
+    """Classes for each place of an image or a signal, in dimension 1 or in the last one."""
+
+    def __init__(self, dims, class_dim, classes=3):
+        super().__init__()
+        torch.manual_seed(0)
+        kind = (nn.Conv1d, nn.Conv2d)[dims - 1]
+        self.layers = nn.Sequential(kind(2, 4, 3, padding=1), nn.Tanh(), kind(4, classes, 1))
+        self.class_dim = class_dim
+
+    def forward(self, x):
+        return self.layers(x).movedim(1, self.class_dim)
+
+
+@pytest.mark.parametrize("estimator", ["exact", "empirical", "argmax"])
+@pytest.mark.parametrize("places", [(4,), (2, 4), (3,), (3, 3)])
+@pytest.mark.parametrize("class_dim", [1, -1])
+@pytest.mark.parametrize("labels", ["none", "numbers", "one-hot"])
+def test_classes_in_dimension_one_or_last(estimator, places, class_dim, labels):
+    model = Segments(len(places), class_dim)
+    x = torch.randn(5, 2, *places, generator=torch.Generator().manual_seed(1))
+    y = torch.randint(3, (5, *places), generator=torch.Generator().manual_seed(2))
+    given = {
+        "none": None,
+        "numbers": y.masked_fill(y == 2, -100),
+        "one-hot": nn.functional.one_hot(y, 3).movedim(-1, class_dim),
+    }[labels]
+    if labels == "none" and estimator == "empirical":
+        return
+    flat = nn.Sequential(Segments(len(places), -1), nn.Flatten(1, -2))
+    expected = loop_fisher(
+        flat,
+        x,
+        None if given is None else (y if labels == "one-hot" else given).flatten(1),
+        estimator,
+    )
+    expected = {name.removeprefix("0."): value for name, value in expected.items()}
+    actual = fisher_diagonal(model, (x, given), estimator, class_dim=class_dim, batch_size=3)
+    assert_fisher_close(actual, expected)
+    if labels == "numbers" and 3 not in places:
+        assert_fisher_close(fisher_diagonal(model, (x, given), estimator), expected)
+    else:
+        with pytest.raises(ValueError, match=r"class_dim=-1 .* class_dim=1"):
+            fisher_diagonal(model, (x, given), estimator)
+
+
+@pytest.mark.parametrize("dim", [-4, -3, 0, 3, 1.5, "last"])
+def test_a_dimension_of_classes_that_is_none(dim):
+    x = torch.randn(5, 2, 4)
+    with pytest.raises(ValueError, match=rf"class_dim .* \(5, 3, 4\) .*, not {dim!r}"):
+        fisher_diagonal(Segments(1, 1), (x, None), class_dim=dim)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("estimator", ["exact", "sampled", "empirical", "argmax", "batched"])
+@pytest.mark.parametrize(("n", "batch_size"), [(23, None), (23, 1), (1, None)])
+def test_outputs_that_are_probabilities_are_refused(model, dtype, estimator, n, batch_size):
+    x, y = make_data(n, dtype=dtype)
+    softmax = nn.Sequential(model, nn.Softmax(-1)).to(dtype)
+    with pytest.raises(ValueError, match="outputs are probabilities.*logits"):
+        fisher_diagonal(softmax, (x, y), estimator, batch_size=batch_size)
+
+
+@pytest.mark.parametrize("class_dim", [1, -1])
+def test_probabilities_of_tokens_are_refused(class_dim):
+    model = nn.Sequential(Segments(1, class_dim), nn.Softmax(class_dim))
+    with pytest.raises(ValueError, match="outputs are probabilities"):
+        fisher_diagonal(model, (torch.randn(5, 2, 4), None), class_dim=class_dim)
+
+
+@pytest.mark.parametrize("estimator", ["exact", "empirical", "argmax"])
+def test_log_probabilities_are_logits(model, estimator):
+    x, y = make_data()
+    actual = fisher_diagonal(nn.Sequential(model, nn.LogSoftmax(-1)), (x, y), estimator)
+    expected = loop_fisher(model, x, y, estimator)
+    assert_fisher_close(actual, {f"0.{name}": value for name, value in expected.items()})
+
+
+def test_outputs_that_look_like_probabilities_once_are_logits():
+    """The sum of these logits is 1 for the first sample alone."""
+    model = nn.Linear(2, 2, bias=False)
+    with torch.no_grad():
+        model.weight.copy_(torch.tensor([[0.25, 3.0], [0.75, -1.0]]))
+    x = torch.eye(2)
+    for size in (1, 2):
+        actual = fisher_diagonal(model, (x, None), batch_size=size)
+        assert_fisher_close(actual, loop_fisher(model, x))
+
+
+def test_the_top_class_is_the_models_own_and_not_that_of_rounded_log_probabilities():
+    """Among many small logits the log-probabilities of the first two are the same float32."""
+    C = 50_000
+    model = nn.Linear(1, C, bias=False)
+    with torch.no_grad():
+        model.weight.zero_()
+        model.weight[:2, 0] = torch.tensor([1e-7, 2e-7])
+    x = torch.ones(1, 1)
+    log_p = model(x).log_softmax(-1)
+    assert log_p[0, 0] == log_p[0, 1]
+    actual = fisher_diagonal(model, (x, None), "argmax")["weight"].flatten()
+    assert actual.argmax() == 1
+
+
 @pytest.mark.parametrize("estimator", ["exact", "empirical", "argmax"])
 @pytest.mark.parametrize("as_mask", [False, True])
 def test_active_classes_restrict_the_softmax(model, estimator, as_mask):
@@ -451,8 +590,8 @@ def test_tokens_sampled_converges_to_exact():
     """So the cross terms of different tokens do vanish in the expectation."""
     torch.manual_seed(0)
     model, ids = Tokens(), torch.randint(5, (4, 3))
-    exact = fisher_diagonal(model, (ids, None))
-    sampled = fisher_diagonal(model, (ids.repeat(4000, 1), None), "sampled")
+    exact = fisher_diagonal(model, (ids, None), class_dim=-1)
+    sampled = fisher_diagonal(model, (ids.repeat(4000, 1), None), "sampled", class_dim=-1)
     for name, value in exact.items():
         assert (sampled[name] - value).norm() < 0.05 * value.norm()
 
@@ -622,6 +761,13 @@ def test_wrappers_keep_their_names(model):
         ({"classes": [0, 9]}, ValueError, ["classes", "9", "4 logits"]),
         ({"classes": [0, 1], "estimator": "empirical"}, ValueError, ["label", "active", "[0, 1]"]),
         ({"classes": [0], "likelihood": "gaussian"}, ValueError, ["classes", "gaussian"]),
+        ({"classes": [2]}, ValueError, ["classes", "two", "[2]"]),
+        ({"class_dim": 1, "likelihood": "bernoulli"}, ValueError, ["class_dim", "bernoulli"]),
+        ({"ignore_index": 0, "likelihood": "bernoulli"}, ValueError, ["ignore_index", "bernoulli"]),
+        ({"variance": 2.0}, ValueError, ["variance", "categorical"]),
+        ({"classes": [0, 1], "likelihood": Categorical()}, ValueError, ["classes", "Categorical"]),
+        ({"ignore_index": 0, "likelihood": Categorical()}, ValueError, ["ignore_index"]),
+        ({"variance": 2.0, "likelihood": Gaussian()}, ValueError, ["variance", "Gaussian"]),
         ({"likelihood": "gaussian", "variance": 0.0}, ValueError, ["variance", "0.0"]),
         ({"likelihood": "gaussian", "estimator": "argmax"}, ValueError, ["argmax", "gaussian"]),
         ({"likelihood": "bernoulli"}, ValueError, ["bernoulli", "(23, 4)", "(23,)"]),
@@ -649,7 +795,12 @@ def bad_data():
         ("exact", (x, high), ValueError, ["label 4", "4 classes"]),
         ("batched", (x, negative), ValueError, ["label -3", "4 classes"]),
         ("empirical", (x, None), ValueError, ["'empirical'", "labels"]),
-        ("empirical", (x, y.float()), TypeError, ["labels", "int64", "float32"]),
+        ("empirical", (x, y.float()), TypeError, ["labels", "int64", "float32", "bernoulli"]),
+        ("empirical", (x, y + 0j), TypeError, ["labels", "int64", "complex"]),
+        ("empirical", (x, x[:, :4].softmax(-1)), ValueError, ["one-hot", "y.argmax(-1)"]),
+        ("exact", (x, x[:, :4].softmax(-1)), ValueError, ["one-hot", "None"]),
+        ("empirical", (x, torch.zeros(23, 4)), ValueError, ["one-hot"]),
+        ("empirical", (x, high.to(torch.uint8)), ValueError, ["label 4", "4 classes"]),
         ("empirical", (x, y.unsqueeze(1)), ValueError, ["labels", "(23, 1)"]),
         ("empirical", (x, y[:5]), ValueError, ["x and y", "(5,)"]),
         ("exact", 3, TypeError, ["data", "int"]),
@@ -661,6 +812,7 @@ def bad_data():
         ("exact", ({}, y), TypeError, ["dictionary"]),
         ("exact", ({"x": x, "z": x[1:]}, y), ValueError, ["rows", "(22, 6)"]),
         ("exact", [x, x + 1], ValueError, ["two tensors", "(x, y)", "[(x1, None), (x2, None)]"]),
+        ("exact", [x, x[:, :3]], ValueError, ["two tensors", "(x, y)"]),
         ("exact", [y, y], ValueError, ["two tensors", "(x, y)"]),
         ("exact", (x, y, y), TypeError, ["tuple of Tensor, Tensor, Tensor", "for x, y, *_ in"]),
         ("exact", [x, y, y], TypeError, ["list of Tensor, Tensor, Tensor", "for x, y, *_ in"]),
@@ -693,7 +845,7 @@ def test_models_that_do_not_fit(model):
     with pytest.raises(ValueError, match="trainable parameter"):
         fisher_diagonal(model.requires_grad_(False), (x, y))
     model.requires_grad_(True)
-    with pytest.raises(ValueError, match=r"logits of shape .* returned \(23,\)"):
+    with pytest.raises(ValueError, match=r"logits of shape .* returned \(23,\).*bernoulli"):
         fisher_diagonal(nn.Sequential(model, nn.Linear(4, 1), nn.Flatten(0)), (x, y), batch_size=23)
     with torch.no_grad():
         model[2].weight[0, 0] = math.nan

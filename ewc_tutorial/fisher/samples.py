@@ -216,13 +216,12 @@ def _is_one_batch(data: Any) -> bool:
 
 def _are_batches_of_inputs(tensors: list[Tensor]) -> bool:
     """Return whether a list of tensors holds inputs, one batch each, and not inputs and labels."""
-    if len({(t.dtype, t.shape[1:]) for t in tensors}) > 1:
+    if len({(t.dtype, t.ndim) for t in tensors}) > 1:
         return False
-    if len(tensors) == 2 and tensors[0].shape == tensors[1].shape:
+    if len(tensors) == 2 and tensors[0].shape[:1] == tensors[1].shape[:1]:
         raise ValueError(
-            f"data is a list of two tensors of one shape {tuple(tensors[0].shape)}, which may be "
-            "inputs with labels or two batches of inputs: pass a tuple (x, y), or a list of pairs "
-            "[(x1, None), (x2, None)]."
+            "data is a list of two tensors of one length, which may be inputs with labels or two "
+            "batches of inputs: pass a tuple (x, y), or a list of pairs [(x1, None), (x2, None)]."
         )
     return True
 

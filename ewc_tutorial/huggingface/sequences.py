@@ -176,7 +176,7 @@ class Logits(nn.Module):
 
     def likelihood(self) -> Likelihood:
         if self.task != "ctc":
-            return Categorical(ignore_index=IGNORED)
+            return Categorical(ignore_index=IGNORED, class_dim=-1)
         config = _base(self.model).config
         return CTC(config.pad_token_id, config.ctc_zero_infinity)
 
