@@ -16,22 +16,35 @@ DictBatch = dict[str, Tensor]
 #: What a model's main input can be called, and how many dimensions it has in one sample. Its length
 #: tells padding where there is no mask.
 MAIN_INPUTS = {"input_ids": 1, "input_values": 1, "input_features": 2}
+#: What is made of the model's vocabulary, and padded with its pad token.
+TOKENS = ("input_ids", "decoder_input_ids")
 IGNORED = -100
 
 
-def pad_batch(items: Sequence[Mapping[str, Any]]) -> DictBatch:
+def pad_batch(
+    items: Sequence[Mapping[str, Any]], pad_token_id: int | None = None, causal_lm: bool = False
+) -> DictBatch:
     """Join items of different lengths to one batch, padded on the right to the longest.
 
-    Labels are padded with −100, which no loss counts, everything else with 0; if inputs had to be
-    padded and have no ``attention_mask``, one is added. Values that are no numbers are left out. It
-    serves as ``data_collator`` of a Trainer, too.
+    Labels are padded with −100, which no loss counts, tokens with the model's pad token, everything
+    else with 0; if inputs had to be padded and have no ``attention_mask``, one is added. Values
+    that are no numbers are left out. As the ``data_collator`` of a Trainer take :func:`collator`,
+    which knows the model.
 
     Args:
         items: per sample a dict of numbers, lists, arrays or tensors; their first dimension is the
             one that may differ.
+        pad_token_id: the token that the model knows as padding.
+        causal_lm: make labels of ``input_ids`` where there are none.
+
+    Raises:
+        ValueError: tokens have to be padded and ``pad_token_id`` is None, or samples do not have
+            the same names.
     """
     batch: DictBatch = {}
     for name in items[0]:
+        if not all(name in item for item in items):
+            raise ValueError(f"every sample must have {name!r}, as the first one of the batch has.")
         try:
             values = [torch.as_tensor(item[name]) for item in items]
         except (TypeError, ValueError, RuntimeError):
@@ -40,12 +53,21 @@ def pad_batch(items: Sequence[Mapping[str, Any]]) -> DictBatch:
             key = "labels" if name in ("label", "label_ids") else name
             batch[key] = torch.stack(values)
             continue
-        fill = IGNORED if name == "labels" else 0
-        batch[name] = torch.nn.utils.rnn.pad_sequence(values, True, fill)
         lengths = torch.tensor([len(value) for value in values])
-        if name in MAIN_INPUTS and "attention_mask" not in items[0] and len(lengths.unique()) > 1:
+        uneven = len(lengths.unique()) > 1
+        if uneven and name in TOKENS and pad_token_id is None:
+            raise ValueError(
+                f"{name} of different lengths need pad_token_id, the token that the model knows as "
+                "padding: take the collator(model) of ewc_tutorial.huggingface."
+            )
+        fill = IGNORED if name == "labels" else pad_token_id if name in TOKENS else 0
+        batch[name] = torch.nn.utils.rnn.pad_sequence(values, True, fill or 0)
+        if name in MAIN_INPUTS and "attention_mask" not in items[0] and uneven:
             places = torch.arange(int(lengths.max()))
             batch["attention_mask"] = (places < lengths[:, None]).long()
+    if causal_lm and "labels" not in batch:
+        mask = batch.get("attention_mask", torch.ones_like(batch["input_ids"]))
+        batch["labels"] = batch["input_ids"].masked_fill(mask == 0, IGNORED)
     return batch
 
 
@@ -98,7 +120,7 @@ def tensors_of(batch: Any) -> DictBatch:
         TypeError: it is no dict.
         ValueError: it has no main input of the right shape.
     """
-    main = _main_input(batch)
+    main = main_input(batch)
     tensors = {name: value for name, value in batch.items() if isinstance(value, Tensor)}
     if "label" in tensors:
         tensors["labels"] = tensors.pop("label")
@@ -110,15 +132,23 @@ def tensors_of(batch: Any) -> DictBatch:
             f"counts the sequences, not {what}: let the tokenizer return tensors, or pass a list "
             "of single samples."
         )
+    for name, tensor in tensors.items():
+        if tensor.shape[:1] != tensors[main].shape[:1]:
+            raise ValueError(
+                f"{name} must have a row for each of the {len(tensors[main])} sequences of a "
+                f"batch, not shape {tuple(tensor.shape)}."
+            )
+    if tensors.get("attention_mask", tensors[main]).ndim < 2:
+        raise ValueError("attention_mask must have shape (sequences, length).")
     return tensors
 
 
 def rows_in(batch: Mapping[str, Tensor]) -> int:
     """Return how many sequences a batch has."""
-    return len(batch[_main_input(batch)])
+    return len(batch[main_input(batch)])
 
 
-def _main_input(sample: Any) -> str:
+def main_input(sample: Any) -> str:
     """Return the name of the main input of an item or a batch."""
     if not isinstance(sample, Mapping):
         raise TypeError(
@@ -136,7 +166,7 @@ def _main_input(sample: Any) -> str:
 
 def _is_item(sample: Any) -> bool:
     """Return whether this is one sample, and not a batch: by the dimensions of its main input."""
-    main = _main_input(sample)
+    main = main_input(sample)
     value, dimensions = sample[main], 0
     while isinstance(value, list | tuple) and len(value):
         value, dimensions = value[0], dimensions + 1

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
@@ -13,27 +13,11 @@ from torch import Tensor, nn
 from ewc_tutorial.ewc import EWC
 from ewc_tutorial.fisher import fisher_diagonal
 from ewc_tutorial.fisher.diagonal import DEFAULT_SEED
-from ewc_tutorial.fisher.inputs import Inputs
-from ewc_tutorial.fisher.likelihoods.base import Likelihood
-from ewc_tutorial.fisher.likelihoods.categorical import Categorical
-from ewc_tutorial.fisher.samples import Batch, Stream
-from ewc_tutorial.huggingface.batches import (
-    IGNORED,
-    DictBatch,
-    dict_batches,
-    pad_batch,
-    rows_in,
-    tensors_of,
-)
-from ewc_tutorial.huggingface.ctc import CTC
+from ewc_tutorial.fisher.samples import Stream
+from ewc_tutorial.huggingface.batches import DictBatch, dict_batches, pad_batch
+from ewc_tutorial.huggingface.logits import Logits
+from ewc_tutorial.huggingface.tasks import checked_task, pad_token_of
 
-#: What a model can be for, and how the names of such models' classes end.
-TASKS: dict[str, tuple[str, ...]] = {
-    "causal_lm": ("ForCausalLM", "LMHeadModel"),
-    "sequence_classification": ("ForSequenceClassification",),
-    "token_classification": ("ForTokenClassification",),
-    "ctc": ("ForCTC",),
-}
 ESTIMATORS = ("sampled", "empirical", "exact", "argmax")
 #: Sequences per pass where the data has no batches of its own.
 DEFAULT_BATCH = 16
@@ -80,11 +64,12 @@ def sequence_fisher(
     Args:
         model: a Transformers model, with or without a PEFT adapter, differentiated in evaluation
             mode by its trainable parameters.
-        data: a data set of dicts (``datasets.Dataset``, a list, any ``Dataset``), an iterable of
-            batches (a ``DataLoader``), or one batch as a dict of tensors. Labels follow the
-            model's convention: for a causal language model they are the inputs themselves, shifted
-            here, and made of ``input_ids`` if there are none. Labels of −100 do not count, nor do
-            tokens where ``attention_mask`` is 0; they influence neither the scores nor the draws.
+        data: a data set of dicts (``datasets.Dataset``, a list, any ``Dataset``, a streaming one),
+            an iterable of batches (a ``DataLoader``), or one batch as a dict of tensors. Labels
+            follow the model's convention: for a causal language model they are the inputs
+            themselves, shifted here, and made of ``input_ids`` if there are none; for an encoder
+            with a decoder they are the target texts. Labels of −100 do not count, nor do tokens
+            where ``attention_mask`` is 0; they influence neither the scores nor the draws.
         estimator: the label that the score is taken at.
             ``sampled``: drawn from the model, each token given the tokens of the data before it;
             for CTC a whole text. Unbiased, one backward pass.
@@ -92,11 +77,12 @@ def sequence_fisher(
             ``exact``: the expectation over all tokens, in T·(C − 1) backward passes; for tests and
             for classification. Not for CTC.
             ``argmax``: the model's own first choice. Not for CTC.
-        task: ``causal_lm``, ``sequence_classification``, ``token_classification`` or ``ctc``; by
-            default what the name of the model's class says.
+        task: ``causal_lm``, ``seq2seq_lm``, ``sequence_classification`` (of classes, or what else
+            ``config.problem_type`` says), ``token_classification`` or ``ctc``; by default what the
+            name of the model's class says.
         n_samples: use a random subset of so many sequences; of an iterable, the first so many.
         batch_size: sequences per pass. It bounds memory and does not change the result.
-        collate: joins items of a data set to a batch; default :func:`pad_batch`.
+        collate: joins items of a data set to a batch; default :func:`collator`.
         generator: draws the subset and the labels; None starts one from a fixed seed.
         progress: show a progress bar if it takes longer than about a second.
 
@@ -105,7 +91,8 @@ def sequence_fisher(
 
     Raises:
         TypeError: ``data`` has a type that does not fit.
-        ValueError: an argument is unknown or out of range, or the data does not fit the model.
+        ValueError: an argument is unknown or out of range, the data does not fit the model, or the
+            model does not ignore the padding of a batch.
     """
     if estimator not in ESTIMATORS:
         raise ValueError(f"estimator must be one of {', '.join(ESTIMATORS)}, not {estimator!r}.")
@@ -114,38 +101,36 @@ def sequence_fisher(
     if batch_size is not None and batch_size < 1:
         raise ValueError(f"batch_size must be at least 1 or None, not {batch_size!r}.")
     generator = generator or torch.Generator().manual_seed(DEFAULT_SEED)
-    task = task or infer_task(model)
-    if task not in TASKS:
-        raise ValueError(f"task must be one of {', '.join(TASKS)}, not {task!r}.")
+    task = checked_task(model, task)
     logits = Logits(model, task)
-    batches = dict_batches(
-        data, collate or pad_batch, n_samples, batch_size or DEFAULT_BATCH, generator
-    )
+    collate = collate or collator(model, task)
+    batches = dict_batches(data, collate, n_samples, batch_size or DEFAULT_BATCH, generator)
     fisher = fisher_diagonal(
         logits,
         Stream(batches, n_samples, logits.read),
         estimator,
         batch_size=batch_size,
-        likelihood=logits.likelihood(),
+        likelihood=logits.likelihood,
         generator=generator,
         progress=progress,
     )
     return {name.removeprefix("model."): value for name, value in fisher.items()}
 
 
-def infer_task(model: nn.Module) -> str:
-    """Return what the model is for, by the name of its class.
+def collator(model: nn.Module, task: str | None = None) -> Callable[..., DictBatch]:
+    """Return what joins samples to batches for this model, such as a Trainer's ``data_collator``.
+
+    It is :func:`pad_batch` with the model's pad token; for a causal language model it also makes
+    labels of ``input_ids`` where there are none.
+
+    Args:
+        model, task: as for :func:`sequence_fisher`.
 
     Raises:
-        ValueError: the name does not say.
+        ValueError: as :func:`sequence_fisher`.
     """
-    name = type(_base(model)).__name__
-    for task, endings in TASKS.items():
-        if name.endswith(endings):
-            return task
-    raise ValueError(
-        f"task is not clear from the class {name}: pass task, one of {', '.join(TASKS)}."
-    )
+    task = checked_task(model, task)
+    return partial(pad_batch, pad_token_id=pad_token_of(model, task), causal_lm=task == "causal_lm")
 
 
 @contextmanager
@@ -160,68 +145,3 @@ def only_trainable(model: nn.Module, names: Sequence[str]) -> Iterator[None]:
     finally:
         for parameter, flag in before.items():
             parameter.requires_grad_(flag)
-
-
-class Logits(nn.Module):
-    """A Transformers model as a function of its inputs (a dict) that returns its logits."""
-
-    def __init__(self, model: nn.Module, task: str) -> None:
-        super().__init__()
-        self.model = model
-        self.task = task
-        accepted = inspect.signature(_base(model).forward).parameters
-        anything = any(p.kind is p.VAR_KEYWORD for p in accepted.values())
-        self._accepts = lambda name: name in accepted or (anything and name == "attention_mask")
-        self._fixed = {"use_cache": False} if "use_cache" in accepted else {}
-
-    def likelihood(self) -> Likelihood:
-        if self.task != "ctc":
-            return Categorical(ignore_index=IGNORED, class_dim=-1)
-        config = _base(self.model).config
-        return CTC(config.pad_token_id, config.ctc_zero_infinity)
-
-    def read(self, batch: Any) -> Batch:
-        """Return the inputs and labels of a batch, a dict with at least a main input."""
-        tensors = tensors_of(batch)
-        names = [name for name in tensors if name != "labels" and self._accepts(name)]
-        return Inputs({name: tensors[name] for name in names}), self._labels(tensors)
-
-    def forward(self, inputs: DictBatch) -> Tensor:
-        return self.model(**inputs, **self._fixed).logits
-
-    def _labels(self, batch: DictBatch) -> Tensor | None:
-        labels, mask = batch.get("labels"), batch.get("attention_mask")
-        if self.task == "causal_lm":
-            return self._next_tokens(batch["input_ids"] if labels is None else labels, mask)
-        if self.task == "token_classification":
-            return (
-                labels if labels is None or mask is None else labels.masked_fill(mask == 0, IGNORED)
-            )
-        if self.task == "ctc":
-            return self._text(batch, labels, mask)
-        return labels
-
-    @staticmethod
-    def _next_tokens(labels: Tensor, mask: Tensor | None) -> Tensor:
-        """Return what each place is to foretell: the token after it, where both are real."""
-        after = torch.full_like(labels, IGNORED)
-        after[:, :-1] = labels[:, 1:]
-        if mask is not None:
-            after[:, :-1].masked_fill_((mask[:, 1:] == 0) | (mask[:, :-1] == 0), IGNORED)
-        return after
-
-    def _text(self, batch: DictBatch, labels: Tensor | None, mask: Tensor | None) -> Tensor:
-        """Return the frames that count and the text, as :class:`CTC` takes them."""
-        count = getattr(_base(self.model), "_get_feat_extract_output_lengths", None)
-        if mask is None or count is None:
-            frames = torch.full((rows_in(batch),), -1)
-        else:
-            frames = count(mask.sum(-1)).long().cpu()
-        if labels is None:
-            labels = torch.empty(len(frames), 0, dtype=torch.long)
-        return torch.cat([frames[:, None], labels.cpu()], dim=1)
-
-
-def _base(model: nn.Module) -> nn.Module:
-    """Return the Transformers model inside an adapter."""
-    return model.get_base_model() if hasattr(model, "get_base_model") else model
