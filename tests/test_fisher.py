@@ -258,11 +258,10 @@ class TwoInputs(nn.Module):
         self.gate = nn.Parameter(torch.randn(4, 4, 4))
         self.head = nn.Linear(4, 3)
 
-    def forward(self, x):
-        if isinstance(x, torch.Tensor):  # for the oracle: both in one tensor
-            x = {"picture": x[:, :6], "words": x[:, 6:].long()}
-        assert type(x) is dict
-        a, b = self.words(x.pop("words")).mean(1), self.picture(x["picture"])
+    def forward(self, picture, words=None):
+        if words is None:  # for the oracle: both in one tensor
+            picture, words = picture[:, :6], picture[:, 6:].long()
+        a, b = self.words(words).mean(1), self.picture(picture)
         if self.how == "torch.func":
             a = a + torch.tanh(torch.einsum("bi,bj,ijk->bk", a, b, self.gate))
         elif self.how == "loop":

@@ -21,7 +21,7 @@ import torch.distributed
 from torch import Tensor, nn
 
 from ewc_tutorial.fisher.engine import PROBE_SIZE, Engine
-from ewc_tutorial.fisher.inputs import Inputs
+from ewc_tutorial.fisher.inputs import Inputs, apply, n_samples
 from ewc_tutorial.fisher.likelihoods import ESTIMATORS, make_likelihood
 from ewc_tutorial.fisher.likelihoods.base import Draws, Likelihood, Seeds
 from ewc_tutorial.fisher.per_sample import run
@@ -58,7 +58,7 @@ def fisher_diagonal(
         data: a pair (x, y) of tensors, a ``Dataset`` of items (x, y), an iterable of batches (x, y)
             such as a ``DataLoader``, gone through once, or a task, of which the data set ``train``
             is taken. y may be None where no labels are needed. x may be a dictionary of tensors,
-            which the model then gets as its one argument.
+            with which the model is then called by name, ``model(**x)``.
         estimator: the label that the score is taken at.
             ``exact``: the expectation over all labels under the model.
             ``sampled``: one label per output drawn from the model.
@@ -197,7 +197,7 @@ def _unwrapped(model: nn.Module) -> tuple[nn.Module, str]:
 def _summed(
     engine: Engine,
     batches: Iterator[Batch],
-    step: Callable[[Engine, Tensor, Callable[[Tensor], Seeds]], dict[str, Tensor]],
+    step: Callable[[Engine, Inputs, Callable[[Tensor], Seeds]], dict[str, Tensor]],
     make_seeds: Callable[[Tensor, Tensor | None], Seeds],
 ) -> tuple[dict[str, Tensor], int]:
     """Return the sums over all batches, and the number of samples in them."""
@@ -206,7 +206,7 @@ def _summed(
         x, y = _to_device(x, engine.device), _to_device(y, engine.device)
         for name, squares in step(engine, x, partial(make_seeds, y=y)).items():
             sums[name] += squares
-        count += len(x)
+        count += n_samples(x)
     return sums, count
 
 
@@ -232,18 +232,16 @@ def _with_progress(batches: Iterator[Batch], samples: Samples, progress: bool) -
     with tqdm(total=samples.total, desc="Fisher information", unit="samples", delay=1.0) as bar:
         for batch in batches:
             yield batch
-            bar.update(len(batch[0]))
+            bar.update(n_samples(batch[0]))
 
 
-def _to_device(tensor: Any, device: torch.device) -> Any:
-    """Return inputs or labels on the model's device."""
-    if tensor is None:
-        return None
-    if isinstance(tensor, Inputs):
-        return tensor.map(lambda t: _to_device(t, device))
-    moved = tensor.to(device, non_blocking=True)
-    # Autograd cannot keep tensors that were made in inference mode.
-    return moved.clone() if moved.is_inference() else moved
+def _to_device(x: Inputs | None, device: torch.device) -> Inputs | None:
+    def moved(tensor: Tensor) -> Tensor:
+        tensor = tensor.to(device, non_blocking=True)
+        # Autograd cannot keep tensors that were made in inference mode.
+        return tensor.clone() if tensor.is_inference() else tensor
+
+    return None if x is None else apply(moved, x)
 
 
 def _zeros(engine: Engine) -> dict[str, Tensor]:
@@ -256,14 +254,15 @@ def _zeros(engine: Engine) -> dict[str, Tensor]:
 
 
 def _squared_batch_mean(
-    engine: Engine, x: Tensor, make_seeds: Callable[[Tensor], Seeds]
+    engine: Engine, x: Inputs, make_seeds: Callable[[Tensor], Seeds]
 ) -> dict[str, Tensor]:
     """Return the squared mean gradient of one batch, times its number of samples."""
     outputs = run(engine.model, x)
     (seed,) = make_seeds(outputs.detach())
     parameters = list(engine.parameters.values())
-    gradients = torch.autograd.grad(outputs, parameters, seed / len(x), materialize_grads=True)
-    return {n: g.square() * len(x) for n, g in zip(engine.parameters, gradients, strict=True)}
+    batch = len(outputs)
+    gradients = torch.autograd.grad(outputs, parameters, seed / batch, materialize_grads=True)
+    return {n: g.square() * batch for n, g in zip(engine.parameters, gradients, strict=True)}
 
 
 def _sum_over_processes(sums: dict[str, Tensor], count: int) -> int:

@@ -33,6 +33,7 @@ from ewc_tutorial.fisher.closed_forms.graph import (
 )
 from ewc_tutorial.fisher.closed_forms.layers import Product
 from ewc_tutorial.fisher.closed_forms.squares import squares_by_closed_forms
+from ewc_tutorial.fisher.inputs import Inputs, n_samples, take
 from ewc_tutorial.fisher.likelihoods.base import Seeds
 from ewc_tutorial.fisher.per_sample import (
     Squares,
@@ -79,13 +80,13 @@ class Engine:
     def __exit__(self, *exception: object) -> None:
         self._recorder.close()
 
-    def probe(self, x: Tensor) -> None:
+    def probe(self, x: Inputs) -> None:
         """Choose a rule for each parameter by what a few samples show, and a batch size.
 
         Args:
             x: inputs (B, ...) on the model's device, of which the first few are used.
         """
-        x = x[:PROBE_SIZE]
+        x = take(x, slice(PROBE_SIZE))
         alone = outputs_one_by_one(self.model, x)
         # Any seed will do for a comparison; a random one leaves no gradient zero by symmetry.
         seed = torch.randn(alone.shape, generator=torch.Generator().manual_seed(0)).to(alone)
@@ -98,7 +99,7 @@ class Engine:
         self._closed = {}
         recorded = [call.a for call in calls]
         unfolded: list[Tensor] = []
-        readings = self._readings(outputs, calls, len(x), self._closed)
+        readings = self._readings(outputs, calls, n_samples(x), self._closed)
         for uses in () if self._interacting else readings:
             actual = self._tried(outputs, uses, seeds)
             for name in matches.names(actual):
@@ -113,28 +114,28 @@ class Engine:
         if rest:
             # Whatever torch.func may raise, the loop has just shown that it can do the model.
             with suppress(Exception):
-                actual = squares_by_vmap(self.model, rest, x, seeds, len(x))
+                actual = squares_by_vmap(self.model, rest, x, seeds, n_samples(x))
                 self._by_loop -= set(matches.names(actual))
-        self._probed = len(x)
+        self._probed = n_samples(x)
         # For each recorded input about three more tensors: output, activation, gradient.
         held = 3 * _elements(recorded) + _elements(recorded + unfolded)
-        self._set_sizes(held // len(x), rest)
+        self._set_sizes(held // n_samples(x), rest)
 
-    def squares(self, x: Tensor, make_seeds: Callable[[Tensor], Seeds]) -> Squares:
+    def squares(self, x: Inputs, make_seeds: Callable[[Tensor], Seeds]) -> Squares:
         """Return Σ_n Σ_k (J_nᵀ s_nk)² per parameter over the samples ``x``.
 
         Args:
             x: inputs (B, ...) on the model's device.
             make_seeds: returns the gradients s_k by the outputs, given the outputs, detached.
         """
-        if self._probed < min(len(x), 2):  # one sample alone shows no mixing
+        if self._probed < min(n_samples(x), 2):  # one sample alone shows no mixing
             self.probe(x)
         if self._interacting:
             outputs, calls = outputs_one_by_one(self.model, x), []
         else:
             outputs, calls = self._forward(x)
         seeds = make_seeds(outputs.detach())
-        uses = self._closed_uses(outputs, calls, len(x))
+        uses = self._closed_uses(outputs, calls, n_samples(x))
         sums = squares_by_closed_forms(outputs, self.parameters, uses, seeds)
         self.explanation |= {name: _description(seen) for name, seen in uses.items()}
         del outputs, calls, uses  # the graph, before memory is needed for the others
@@ -152,7 +153,7 @@ class Engine:
                 sums |= self._tried(outputs, {name: uses[name]}, seeds)
             return sums
 
-    def _forward(self, x: Tensor) -> tuple[Tensor, list[Call]]:
+    def _forward(self, x: Inputs) -> tuple[Tensor, list[Call]]:
         with self._recorder.recording() as calls:
             outputs = run(self.model, x)
         return outputs, calls
@@ -184,7 +185,7 @@ class Engine:
                     found[name] = seen
         return found
 
-    def _one_sample_at_a_time(self, names: list[str], x: Tensor, seeds: Seeds) -> Squares:
+    def _one_sample_at_a_time(self, names: list[str], x: Inputs, seeds: Seeds) -> Squares:
         by_vmap = [name for name in names if name not in self._by_loop]
         sums: Squares = {}
         if by_vmap:

@@ -1,43 +1,40 @@
-"""Several named inputs of a model, taken by samples as one tensor is."""
+"""All that the engine does with a model's inputs: a tensor, or a mapping of tensors."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any
 
-import torch
 from torch import Tensor
-from torch.utils import _pytree
+
+#: One row for each sample, in one tensor or in each of several.
+Inputs = Tensor | Mapping[str, Tensor]
 
 
-class Inputs:
-    """Named tensors with a row per sample; a model gets them as a dictionary.
-
-    It does what the engine does with a tensor of inputs: counts, slices and splits samples.
-    """
-
-    def __init__(self, tensors: Mapping[str, Tensor]) -> None:
-        self.tensors = dict(tensors)
-
-    def map(self, change: Callable[[Tensor], Any]) -> Inputs:
-        return Inputs({name: change(tensor) for name, tensor in self.tensors.items()})
-
-    def join(self, other: Inputs) -> Inputs:
-        return Inputs({n: torch.cat([t, other.tensors[n]]) for n, t in self.tensors.items()})
-
-    def split(self, size: int) -> list[Inputs]:
-        return [self[start : start + size] for start in range(0, len(self), size)]
-
-    def __getitem__(self, rows: Any) -> Inputs:
-        return self.map(lambda tensor: tensor[rows])
-
-    def __len__(self) -> int:
-        return len(next(iter(self.tensors.values())))
+def apply(function: Callable[[Tensor], Tensor], x: Inputs) -> Inputs:
+    """Return the inputs with each tensor replaced by what ``function`` makes of it."""
+    return function(x) if isinstance(x, Tensor) else {k: function(v) for k, v in x.items()}
 
 
-# So that vmap goes through the samples of each tensor.
-_pytree.register_pytree_node(
-    Inputs,
-    lambda inputs: (list(inputs.tensors.values()), list(inputs.tensors)),
-    lambda values, names: Inputs(dict(zip(names, values, strict=True))),
-)
+def tensors(x: Inputs) -> list[Tensor]:
+    """Return all tensors of the inputs."""
+    return [x] if isinstance(x, Tensor) else list(x.values())
+
+
+def n_samples(x: Inputs) -> int:
+    """Return the number of samples."""
+    return len(tensors(x)[0])
+
+
+def n_elements(x: Inputs) -> int:
+    """Return how many numbers one sample has, in the first tensor."""
+    return max(1, tensors(x)[0][0].numel())
+
+
+def take(x: Inputs, rows: slice | list[int]) -> Inputs:
+    """Return some of the samples."""
+    return apply(lambda t: t[rows], x)
+
+
+def all_equal(x: Inputs) -> bool:
+    """Return whether all samples are the same."""
+    return all(bool((t == t[:1]).all()) for t in tensors(x))

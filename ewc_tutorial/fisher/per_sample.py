@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import vjp, vmap
 
-from ewc_tutorial.fisher.inputs import Inputs
+from ewc_tutorial.fisher.inputs import Inputs, apply, n_samples, take
 
 #: Seeds that are held at a time, so that memory does not grow with the number of classes.
 SEEDS_AT_A_TIME = 16
@@ -25,7 +25,7 @@ Squares = dict[str, Tensor]
 
 
 def squares_by_vmap(
-    model: nn.Module, names: list[str], x: Tensor, seeds: Iterable[Tensor], chunk: int
+    model: nn.Module, names: list[str], x: Inputs, seeds: Iterable[Tensor], chunk: int
 ) -> Squares:
     """Return Σ_n Σ_k (J_nᵀ s_nk)² for the parameters ``names``.
 
@@ -41,10 +41,10 @@ def squares_by_vmap(
     """
     parameters, others = _split(model, names)
 
-    def squares(xi: Tensor, seeds_i: Tensor) -> Squares:
+    def squares(xi: Inputs, seeds_i: Tensor) -> Squares:
         def forward(p: Squares) -> Tensor:
             with _replaced(model, others | p):
-                return run(model, xi[None]).squeeze(0)
+                return run(model, apply(lambda t: t.unsqueeze(0), xi)).squeeze(0)
 
         _, pull_back = vjp(forward, parameters)
         total = _zeros(parameters)
@@ -58,52 +58,55 @@ def squares_by_vmap(
         # That torch.func goes through an operation sample by sample is why this is a fall-back.
         warnings.filterwarnings("ignore", "There is a performance drop", UserWarning)
         for some in _stacked(seeds):
-            for x_part, seeds_part in zip(x.split(chunk), some.split(chunk), strict=True):
-                for name, value in vmap(squares)(x_part, seeds_part).items():
+            for start in range(0, len(some), chunk):
+                rows = slice(start, start + chunk)
+                for name, value in vmap(squares)(take(x, rows), some[rows]).items():
                     sums[name] += value.sum(0)
     return sums
 
 
 def squares_by_loop(
-    model: nn.Module, names: list[str], x: Tensor, seeds: Iterable[Tensor]
+    model: nn.Module, names: list[str], x: Inputs, seeds: Iterable[Tensor]
 ) -> Squares:
     """Return what :func:`squares_by_vmap` does, by a forward pass per sample."""
     parameters, others = _split(model, names)
     parameters = {name: p.requires_grad_() for name, p in parameters.items()}
     sums = _zeros(parameters)
     for some in _stacked(seeds):
-        for i, sample in enumerate(x.split(1)):
+        for i in range(len(some)):
             with _replaced(model, others | parameters):
-                outputs = run(model, sample)
+                outputs = run(model, take(x, [i]))
             for seed in some[i]:
                 _add_squares(sums, parameters, outputs, seed.reshape(outputs.shape))
     return sums
 
 
-def outputs_one_by_one(model: nn.Module, x: Tensor) -> Tensor:
+def outputs_one_by_one(model: nn.Module, x: Inputs) -> Tensor:
     """Return the outputs of every sample as the model gives them for a batch of that sample."""
-    with torch.no_grad():
-        return torch.cat([run(model, sample) for sample in x.split(1)])
+    # With a graph: a model may keep a table for later that it makes of its parameters here.
+    return torch.cat([run(model, take(x, [i])).detach() for i in range(n_samples(x))])
 
 
-def run(model: nn.Module, x: Tensor) -> Tensor:
+def run(model: nn.Module, x: Inputs) -> Tensor:
     """Return the model's outputs (B, ...) for inputs (B, ...).
 
     Raises:
         TypeError: the model returns something else than a tensor.
         ValueError: the outputs have no row for each sample.
     """
-    outputs = model(dict(x.tensors) if isinstance(x, Inputs) else x)
+    batch = n_samples(x)
+    x = apply(torch.clone, x)  # a model may change its inputs in place
+    outputs = model(x) if isinstance(x, Tensor) else model(**x)
     if not isinstance(outputs, Tensor):
         raise TypeError(
             f"model must return a tensor of outputs, not a {type(outputs).__name__}: wrap it in a "
             "module that returns the logits."
         )
-    if outputs.ndim == 0 and len(x) == 1:  # squeeze() took the samples' dimension, too
+    if outputs.ndim == 0 and batch == 1:  # squeeze() took the samples' dimension, too
         outputs = outputs.reshape(1)
-    if outputs.ndim == 0 or len(outputs) != len(x):
+    if outputs.ndim == 0 or len(outputs) != batch:
         raise ValueError(
-            f"model must return as many rows as it gets, but for {len(x)} samples it returned "
+            f"model must return as many rows as it gets, but for {batch} inputs it returned "
             f"{tuple(outputs.shape)}."
         )
     return outputs

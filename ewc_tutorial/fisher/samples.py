@@ -10,9 +10,10 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset, IterableDataset, TensorDataset, default_collate
 
-from ewc_tutorial.fisher.inputs import Inputs
+from ewc_tutorial.fisher.inputs import Inputs, apply, take, tensors
+from ewc_tutorial.fisher.inputs import n_samples as rows_of
 
-Batch = tuple[Tensor | Inputs, Tensor | None]
+Batch = tuple[Inputs, Tensor | None]
 
 #: Items that are collated at a time where a stream yields single ones.
 ITEMS_AT_A_TIME = 64
@@ -79,7 +80,7 @@ class Stream(Samples):
         self.total = None
         self._limit = limit
         # An empty batch says nothing, not even what the model would return for it.
-        self._batches = (b for b in map(read, batches) if len(b[0]))
+        self._batches = (b for b in map(read, batches) if rows_of(b[0]))
         self._first = next(self._batches, None)
 
     def head(self, n: int) -> Batch | None:
@@ -98,7 +99,7 @@ class Stream(Samples):
             yield from _merged(batches, size)
         else:
             for batch in batches:
-                for start in range(0, len(batch[0]), size):
+                for start in range(0, rows_of(batch[0]), size):
                     yield _slice(batch, start, start + size)
 
 
@@ -127,7 +128,7 @@ def make_samples(data: Any, n_samples: int | None, generator: torch.Generator) -
         x, y = read_pair(data)
         return _Indexed(
             lambda indices: (_rows(x, indices), None if y is None else _rows(y, indices)),
-            subset(len(x), n_samples, generator),
+            subset(rows_of(x), n_samples, generator),
         )
     if isinstance(data, IterableDataset):
         return Stream(collated(data, ITEMS_AT_A_TIME, _stacked), n_samples, read_pair)
@@ -156,20 +157,21 @@ def read_pair(batch: Any) -> Batch:
     if (
         len(parts) > 2
         or isinstance(batch, Mapping)
-        or not isinstance(x, Tensor | Mapping | Inputs)
+        or not isinstance(x, Tensor | Mapping)
         or not isinstance(y, Tensor | None)
     ):
         raise TypeError(f"data must yield pairs (x, y) of tensors, not {_what_instead(batch)}.")
-    inputs = x if isinstance(x, Tensor) else _named(x)
-    tensors = [inputs] if isinstance(inputs, Tensor) else list(inputs.tensors.values())
-    labels = [] if y is None else [y]
-    if any(t.ndim == 0 for t in tensors + labels) or len({len(t) for t in tensors + labels}) > 1:
+    if not isinstance(x, Tensor) and not (x and all(isinstance(t, Tensor) for t in x.values())):
+        kinds = ", ".join(f"{name!r}: {type(value).__name__}" for name, value in x.items())
+        raise TypeError(f"a dictionary x must have tensors as its values, not {{{kinds}}}.")
+    every = tensors(x) + ([] if y is None else [y])
+    if any(t.ndim == 0 for t in every) or len({len(t) for t in every}) > 1:
         raise ValueError(
             "x and y must have as many rows as there are samples, not shapes "
-            f"{', '.join(str(tuple(t.shape)) for t in tensors + labels)}: of data with single "
-            "samples (x, y) make a DataLoader."
+            f"{', '.join(str(tuple(t.shape)) for t in every)}: of data with single samples (x, y) "
+            "make a DataLoader."
         )
-    return inputs, y
+    return x, y
 
 
 def subset(total: int, n_samples: int | None, generator: torch.Generator) -> Tensor:
@@ -226,15 +228,6 @@ def _are_batches_of_inputs(tensors: list[Tensor]) -> bool:
     return True
 
 
-def _named(x: Mapping[str, Any] | Inputs) -> Inputs:
-    if isinstance(x, Inputs):
-        return x
-    if not x or not all(isinstance(tensor, Tensor) for tensor in x.values()):
-        kinds = ", ".join(f"{name!r}: {type(value).__name__}" for name, value in x.items())
-        raise TypeError(f"a dictionary x must have tensors as its values, not {{{kinds}}}.")
-    return Inputs(x)
-
-
 def _what_instead(batch: Any) -> str:
     """Describe what the data yields, and say what to pass for it."""
     if isinstance(batch, Mapping):
@@ -256,24 +249,22 @@ def _what_instead(batch: Any) -> str:
     )
 
 
-def _rows(inputs: Tensor | Inputs, indices: Tensor) -> Any:
-    if isinstance(inputs, Inputs):
-        return inputs.map(lambda tensor: _rows(tensor, indices))
+def _rows(x: Inputs, indices: Tensor) -> Inputs:
     first, last = int(indices[0]), int(indices[-1])
     if last - first + 1 == len(indices):  # ascending without a gap: no copy is needed
-        return inputs[first : last + 1]
-    return inputs[indices.to(inputs.device)]
+        return take(x, slice(first, last + 1))
+    return apply(lambda tensor: tensor[indices.to(tensor.device)], x)
 
 
 def _slice(batch: Batch, start: int, stop: int) -> Batch:
     x, y = batch
-    return x[start:stop], None if y is None else y[start:stop]
+    return take(x, slice(start, stop)), None if y is None else y[start:stop]
 
 
 def _first_samples(batches: Iterator[Batch], n: int) -> Iterator[Batch]:
     for batch in batches:
         yield _slice(batch, 0, n)
-        n -= len(batch[0])
+        n -= rows_of(batch[0])
         if n <= 0:
             return
 
@@ -282,10 +273,10 @@ def _merged(batches: Iterator[Batch], size: int) -> Iterator[Batch]:
     held: Batch | None = None
     for batch in batches:
         held = batch if held is None else _join(held, batch)
-        while len(held[0]) >= size:
+        while rows_of(held[0]) >= size:
             yield _slice(held, 0, size)
-            held = _slice(held, size, len(held[0]))
-    if held is not None and len(held[0]):
+            held = _slice(held, size, rows_of(held[0]))
+    if held is not None and rows_of(held[0]):
         yield held
 
 
@@ -293,4 +284,6 @@ def _join(a: Batch, b: Batch) -> Batch:
     if (a[1] is None) != (b[1] is None):
         raise ValueError("data must have labels y in every batch or in none.")
     y = None if a[1] is None or b[1] is None else torch.cat([a[1], b[1]])
-    return a[0].join(b[0]) if isinstance(a[0], Inputs) else torch.cat([a[0], b[0]]), y
+    if isinstance(a[0], Tensor):
+        return torch.cat([a[0], b[0]]), y
+    return {name: torch.cat([tensor, b[0][name]]) for name, tensor in a[0].items()}, y

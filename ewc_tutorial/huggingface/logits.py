@@ -9,7 +9,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ewc_tutorial.fisher.inputs import Inputs
 from ewc_tutorial.fisher.likelihoods import Categorical
 from ewc_tutorial.fisher.samples import Batch
 from ewc_tutorial.fisher.undisturbed import undisturbed
@@ -50,7 +49,7 @@ class Logits(nn.Module):
         # Per kind of padding, (left, right), whether places have to be numbered for it.
         self._numbered: dict[tuple[bool, bool], bool] = {}
 
-    def forward(self, inputs: DictBatch) -> Tensor:
+    def forward(self, **inputs: Tensor) -> Tensor:
         return self.model(**inputs, **self._fixed).logits
 
     def read(self, batch: Mapping[str, Any]) -> Batch:
@@ -65,10 +64,8 @@ class Logits(nn.Module):
         if self.task == "seq2seq_lm" and "decoder_input_ids" not in tensors:
             tensors["decoder_input_ids"] = self._shifted(labels)
         names = [name for name in tensors if name != "labels" and self._accepts(name)]
-        inputs = Inputs({name: tensors[name] for name in names})
-        if "attention_mask" in inputs.tensors:
-            inputs = self._padded(inputs)
-        return inputs, labels
+        inputs = {name: tensors[name] for name in names}
+        return self._padded(inputs) if "attention_mask" in inputs else inputs, labels
 
     def _labels(self, batch: DictBatch) -> Tensor | None:
         labels, mask = batch.get("labels"), batch.get("attention_mask")
@@ -112,22 +109,22 @@ class Logits(nn.Module):
         before[:, 0] = config.decoder_start_token_id
         return before.masked_fill(before == IGNORED, config.pad_token_id)
 
-    def _padded(self, inputs: Inputs) -> Inputs:
+    def _padded(self, inputs: DictBatch) -> DictBatch:
         """Return padded inputs as the model has to get them, or raise ValueError."""
-        mask = inputs.tensors["attention_mask"]
+        mask = inputs["attention_mask"]
         lengths = (mask != 0).sum(-1)
         edges = list(zip((mask[:, 0] == 0).tolist(), (mask[:, -1] == 0).tolist(), strict=True))
         for row in lengths.argsort().tolist():  # the most padding first
             if lengths[row] and any(edges[row]) and edges[row] not in self._numbered:
-                self._numbered[edges[row]] = self._needs_numbers(inputs[row : row + 1])
+                self._numbered[edges[row]] = self._needs_numbers(inputs, row)
         if any(self._numbered.get(edge, False) for edge in edges):
-            return Inputs(inputs.tensors | {"position_ids": _places(mask)})
+            return inputs | {"position_ids": _places(mask)}
         return inputs
 
-    def _needs_numbers(self, row: Inputs) -> bool:
+    def _needs_numbers(self, inputs: DictBatch, row: int) -> bool:
         """Return whether one padded sequence gives what it gives alone only if numbered."""
         device = next(self.model.parameters()).device
-        padded = row.map(lambda t: t.to(device)).tensors
+        padded = {name: t[row : row + 1].to(device) for name, t in inputs.items()}
         mask = padded["attention_mask"]
         if padded[main_input(padded)].shape[1:2] != mask.shape[1:]:  # a mask of something else
             return False
@@ -141,10 +138,10 @@ class Logits(nn.Module):
         if self._accepts("position_ids") and "position_ids" not in padded:
             ways.append({"position_ids": _places(mask)})
         with undisturbed(self.model), torch.no_grad():
-            expected = self(alone)
+            expected = self(**alone)
             tolerance = self._rounding(expected) * expected.abs().max().item()
             for way in ways:
-                found = self(padded | way)
+                found = self(**padded, **way)
                 if self.task in ("causal_lm", "token_classification"):
                     found = found[:, first:end]
                 elif self.task == "ctc":
