@@ -35,7 +35,7 @@ from ewc_tutorial.course.language import (
     train_quietly,
     with_adapter,
 )
-from ewc_tutorial.huggingface import LoraEWC, consolidate, pad_batch
+from ewc_tutorial.huggingface import LoraEWC, collator, consolidate
 from experiments import stored_rows
 
 TABLE = tables.path("language_instances")
@@ -67,7 +67,7 @@ def source_fisher(
     data, model = items(facts), model.eval()
     total = {name: torch.zeros_like(p) for name, p in model.named_parameters()}
     for start in range(0, len(data), batch_size):
-        batch = pad_batch(data[start : start + batch_size])
+        batch = collator(model)(data[start : start + batch_size])
         model.zero_grad()
         model(**batch).loss.backward()
         for name, p in model.named_parameters():

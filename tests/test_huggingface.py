@@ -11,19 +11,30 @@ import sys
 import pytest
 import torch
 from fisher_oracle import assert_fisher_close
-from torch.utils.data import DataLoader
+from torch.nn import functional
+from torch.utils.data import DataLoader, IterableDataset
 
 pytest.importorskip("transformers")
 from transformers import (
+    BartConfig,
+    BartForConditionalGeneration,
+    BatchEncoding,
     BertConfig,
     BertForSequenceClassification,
     BertForTokenClassification,
     GPT2Config,
+    GPT2ForSequenceClassification,
     GPT2LMHeadModel,
     LlamaConfig,
     LlamaForCausalLM,
+    T5Config,
+    T5ForConditionalGeneration,
     Wav2Vec2Config,
     Wav2Vec2ForCTC,
+    WhisperConfig,
+    WhisperForConditionalGeneration,
+    XLNetConfig,
+    XLNetForSequenceClassification,
 )
 
 from ewc_tutorial import EWC
@@ -32,11 +43,13 @@ from ewc_tutorial.fisher.likelihoods.base import Draws
 from ewc_tutorial.huggingface import (
     CTC,
     LoraEWC,
+    collator,
     consolidate,
     pad_batch,
     sequence_fisher,
 )
-from ewc_tutorial.huggingface.sequences import _Rows, infer_task
+from ewc_tutorial.huggingface.logits import Logits
+from ewc_tutorial.huggingface.tasks import infer_task
 
 VOCABULARY = 7
 
@@ -65,6 +78,10 @@ def sequences(lengths=(6, 3, 5, 9), seed=1):
     return [{"input_ids": torch.randint(VOCABULARY, (n,), generator=g).tolist()} for n in lengths]
 
 
+def padded(items):
+    return pad_batch(items, pad_token_id=3)
+
+
 def token_loop(model, items, estimator="empirical"):
     """Return the Fisher by the definition: unpadded sequences and labels one by one, in float64."""
     model = copy.deepcopy(model).double().eval()
@@ -85,7 +102,7 @@ def token_loop(model, items, estimator="empirical"):
         # The logits at t are about the token at t + 1.
         pairs = [(t, labels[t + 1]) for t in range(len(ids) - 1) if labels[t + 1] != -100]
         if estimator == "empirical":
-            add(sum(log_p[t, label] for t, label in pairs))
+            add(sum((log_p[t, label] for t, label in pairs), 0 * log_p.sum()))
         elif estimator == "argmax":
             add(sum(log_p[t].max() for t, _ in pairs))
         else:
@@ -107,26 +124,61 @@ def test_causal_lm_against_a_loop(make, estimator):
     )
 
 
-@pytest.mark.parametrize("batch_size", [None, 1, 3])
-def test_however_the_data_comes(batch_size):
+class Streaming(IterableDataset):
+    def __init__(self, elements):
+        self.elements = elements
+
+    def __iter__(self):
+        return iter(self.elements)
+
+
+def as_tensors(item):
+    return {name: torch.tensor(value) for name, value in item.items()}
+
+
+def tokenized(item):
+    """What a tokenizer returns for one text with return_tensors="pt": a batch of one."""
+    return BatchEncoding({name: torch.tensor([value]) for name, value in item.items()})
+
+
+CONTAINERS = {
+    "list of items": lambda items: items,
+    "tuple of items of tensors": lambda items: tuple(map(as_tensors, items)),
+    "loader": lambda items: DataLoader(items, batch_size=2, collate_fn=padded),
+    "one batch": lambda items: padded(items),
+    "list of one batch": lambda items: [padded(items)],
+    "list of two batches": lambda items: [padded(items[:1]), padded(items[1:])],
+    "list of batches of one": lambda items: list(map(tokenized, items)),
+    "generator of batches": lambda items: (padded(items[i : i + 3]) for i in (0, 3)),
+    "generator of items": iter,
+    "stream of items": Streaming,
+    "stream of tensors": lambda items: Streaming(map(as_tensors, items)),
+    "stream of batches": lambda items: Streaming([padded(items[:2]), padded(items[2:])]),
+}
+
+
+@pytest.mark.parametrize("batch_size", [None, 3])
+@pytest.mark.parametrize("container", CONTAINERS)
+def test_however_the_data_comes(container, batch_size):
     model, items = gpt2(), sequences()
-    expected = token_loop(model, items)
-    shapes = {
-        "data set": items,
-        "loader": DataLoader(items, batch_size=2, collate_fn=pad_batch),
-        "generator": (pad_batch(items[i : i + 3]) for i in (0, 3)),
-        "one batch": pad_batch(items),
-    }
-    for data in shapes.values():
-        fisher = sequence_fisher(model, data, "empirical", batch_size=batch_size)
-        assert_fisher_close(fisher, expected)
+    data = CONTAINERS[container](items)
+    fisher = sequence_fisher(model, data, "empirical", batch_size=batch_size)
+    assert_fisher_close(fisher, token_loop(model, items))
+
+
+@pytest.mark.parametrize("container", ["generator of items", "stream of batches"])
+def test_of_a_stream_the_first_samples_are_taken(container):
+    model, items = gpt2(), sequences()
+    data = CONTAINERS[container](items)
+    fisher = sequence_fisher(model, data, "empirical", n_samples=3, batch_size=2)
+    assert_fisher_close(fisher, token_loop(model, items[:3]))
 
 
 def test_no_layer_of_gpt2_is_slow():
     model, batch = gpt2(), {"input_ids": torch.arange(6).reshape(2, 3)}
-    rows = _Rows(model, "causal_lm")
-    x, y = next(rows.pairs(iter([batch])))
-    kinds = explain_fisher(rows, (x, y), "empirical", likelihood=rows.likelihood())
+    logits = Logits(model, "causal_lm")
+    data = [logits.read(batch)]
+    kinds = explain_fisher(logits, data, "empirical", likelihood=logits.likelihood)
     assert all(kind.startswith("closed form") for kind in kinds.values()), kinds
 
 
@@ -142,7 +194,7 @@ def test_ignored_labels_do_not_count():
 def test_padding_changes_nothing(estimator):
     model, items = gpt2(), sequences()
     alone = sequence_fisher(model, items, estimator, batch_size=1)
-    together = pad_batch(items)
+    together = padded(items)
     together["labels"] = together["input_ids"].clone()  # nobody has set padding to −100
     wider = {n: torch.nn.functional.pad(t, (0, 4)) for n, t in together.items()}
     for batch in (together, wider):
@@ -161,7 +213,7 @@ def test_sampled_converges_to_exact():
 
 def test_subset_of_a_data_set_is_random_and_of_a_loader_the_first():
     model, items = gpt2(), sequences()
-    loader = DataLoader(items, batch_size=3, collate_fn=pad_batch)
+    loader = DataLoader(items, batch_size=3, collate_fn=padded)
     first = sequence_fisher(model, loader, "empirical", n_samples=2)
     assert_fisher_close(first, token_loop(model, items[:2]))
     g = torch.Generator().manual_seed(3)
@@ -231,6 +283,314 @@ def test_token_classification_sums_over_tokens():
     assert_fisher_close(sequence_fisher(model, items, "empirical"), expected)
 
 
+def classification_loop(model, items, score):
+    """Return the Fisher of unpadded texts in float64 from ``score(logits, item)``, its terms."""
+    model = copy.deepcopy(model).double().eval()
+    total = {n: torch.zeros_like(p) for n, p in model.named_parameters()}
+    for item in items:
+        logits = model(torch.tensor([item["input_ids"]])).logits[0]
+        for log_p, weight in score(logits, item):
+            model.zero_grad()
+            log_p.backward(retain_graph=True)
+            for n, p in model.named_parameters():
+                total[n] += 0 if p.grad is None else weight * p.grad.square() / len(items)
+    return total
+
+
+def squared_error(logits, item):
+    return [(-(logits - torch.tensor(item["label"])).square().sum(), 1.0)]
+
+
+def cross_entropy_of_each(logits, item):
+    y = torch.tensor(item["label"], dtype=torch.float64)
+    return [(-functional.binary_cross_entropy_with_logits(logits, y, reduction="sum"), 1.0)]
+
+
+@pytest.mark.parametrize(
+    ("labels", "options", "score"),
+    [
+        ([0.5, -1.0, 2.0, 0.0], {"num_labels": 1}, squared_error),
+        ([1, 0, 0, 1], {"num_labels": 1}, squared_error),
+        (
+            [[0.5, 1.0], [0.0, 2.0], [1.0, 1.0], [3.0, 0.5]],
+            {"problem_type": "regression"},
+            squared_error,
+        ),
+        (
+            [[1.0, 0.0], [1.0, 1.0], [0.0, 0.0], [0.0, 1.0]],
+            {"problem_type": "multi_label_classification"},
+            cross_entropy_of_each,
+        ),
+    ],
+)
+def test_what_the_configuration_says_the_outputs_are(labels, options, score):
+    model, items = bert(BertForSequenceClassification, labels=2), sequences()
+    if options.pop("num_labels", 2) == 1:
+        model = bert(BertForSequenceClassification, labels=1)
+    model.config.problem_type = options.get("problem_type")
+    items = [item | {"label": label} for item, label in zip(items, labels, strict=True)]
+    actual = sequence_fisher(model, items, "empirical")
+    assert_fisher_close(actual, classification_loop(model, items, score))
+    assert all(
+        v.sum() > 0 for n, v in sequence_fisher(model, items, "exact").items() if "classifier" in n
+    )
+
+
+def test_labels_that_are_no_classes():
+    model = bert(BertForSequenceClassification, labels=3)
+    items = [item | {"label": 0.5} for item in sequences()]
+    with pytest.raises(ValueError, match="problem_type to 'regression' or 'multi_label"):
+        sequence_fisher(model, items)
+
+
+# Encoders with a decoder
+
+
+def t5():
+    torch.manual_seed(0)
+    sizes = {"d_model": 8, "d_kv": 4, "d_ff": 12, "num_layers": 1, "num_heads": 2}
+    tokens = {"vocab_size": VOCABULARY, "pad_token_id": 0, "decoder_start_token_id": 0}
+    return T5ForConditionalGeneration(T5Config(**sizes, **tokens, initializer_factor=1.0))
+
+
+def bart():
+    torch.manual_seed(0)
+    sizes = {"d_model": 8, "encoder_layers": 1, "decoder_layers": 1, "max_position_embeddings": 16}
+    heads = {"encoder_attention_heads": 2, "decoder_attention_heads": 2, "init_std": 0.5}
+    tokens = {"pad_token_id": 1, "bos_token_id": 0, "eos_token_id": 2, "decoder_start_token_id": 2}
+    widths = {"encoder_ffn_dim": 12, "decoder_ffn_dim": 12, "vocab_size": VOCABULARY}
+    return BartForConditionalGeneration(BartConfig(**sizes, **heads, **tokens, **widths))
+
+
+def whisper():
+    torch.manual_seed(0)
+    sizes = {"d_model": 8, "encoder_layers": 1, "decoder_layers": 1, "num_mel_bins": 4}
+    heads = {"encoder_attention_heads": 2, "decoder_attention_heads": 2, "init_std": 0.5}
+    tokens = {"pad_token_id": 1, "bos_token_id": 0, "eos_token_id": 2, "decoder_start_token_id": 2}
+    widths = {"encoder_ffn_dim": 12, "decoder_ffn_dim": 12, "vocab_size": VOCABULARY}
+    places = {"max_source_positions": 5, "max_target_positions": 16}
+    return WhisperForConditionalGeneration(
+        WhisperConfig(**sizes, **heads, **tokens, **widths, **places)
+    )
+
+
+def translations(make, seed=3):
+    g = torch.Generator().manual_seed(seed)
+    sources = sequences((6, 3, 5, 9))
+    if make is whisper:
+        sources = [{"input_features": torch.randn(4, 10, generator=g)} for _ in sources]
+    targets = [torch.randint(3, VOCABULARY, (n,), generator=g).tolist() for n in (2, 5, 1, 3)]
+    return [source | {"labels": target} for source, target in zip(sources, targets, strict=True)]
+
+
+def translation_loop(model, items, estimator):
+    """The model itself shifts the labels, as in training."""
+    model = copy.deepcopy(model).double().eval()
+    parameters = {n: p for n, p in model.named_parameters() if p.requires_grad}
+    total = {n: torch.zeros_like(p) for n, p in parameters.items()}
+    for item in items:
+        inputs = {n: torch.as_tensor(v)[None] for n, v in item.items()}
+        inputs = {n: v.double() if v.is_floating_point() else v for n, v in inputs.items()}
+        log_p = model(**inputs).logits[0].log_softmax(-1)
+        terms = [
+            (c, log_p[t, c].exp().item()) for t in range(len(log_p)) for c in range(VOCABULARY)
+        ]
+        if estimator == "empirical":
+            scores = [(sum(log_p[t, c] for t, c in enumerate(item["labels"])), 1.0)]
+        else:
+            scores = [(log_p[i // VOCABULARY, c], w) for i, (c, w) in enumerate(terms)]
+        for score, weight in scores:
+            gradients = torch.autograd.grad(
+                score, list(parameters.values()), retain_graph=True, materialize_grads=True
+            )
+            for name, gradient in zip(parameters, gradients, strict=True):
+                total[name] += weight * gradient.square() / len(items)
+    return total
+
+
+@pytest.mark.parametrize("make", [t5, bart, whisper])
+@pytest.mark.parametrize(
+    ("estimator", "batch_size"), [("empirical", None), ("empirical", 1), ("exact", None)]
+)
+def test_encoders_with_a_decoder_against_a_loop(make, estimator, batch_size):
+    model, items = make(), translations(make)
+    actual = sequence_fisher(model, items, estimator, batch_size=batch_size)
+    assert_fisher_close(actual, translation_loop(model, items, estimator), rtol=1e-4)
+
+
+def test_a_decoder_gets_the_inputs_that_the_data_has():
+    model, items = bart(), translations(bart)
+    expected = translation_loop(model, items, "empirical")
+    for item in items:
+        item["decoder_input_ids"] = [2, *item["labels"][:-1]]
+    assert_fisher_close(sequence_fisher(model, items, "empirical"), expected)
+
+
+@pytest.mark.parametrize("task", ["causal_lm", "token_classification"])
+def test_an_encoder_with_a_decoder_has_no_other_task(task):
+    with pytest.raises(ValueError, match="task must be 'seq2seq_lm' for T5ForConditional"):
+        sequence_fisher(t5(), translations(t5), task=task)
+    with pytest.raises(ValueError, match="'seq2seq_lm' needs an encoder with a decoder, not a GPT"):
+        sequence_fisher(gpt2(), sequences(), task="seq2seq_lm")
+    with pytest.raises(ValueError, match="must have labels, the texts"):
+        sequence_fisher(t5(), sequences())
+
+
+# Padding
+
+
+def gpt2_classifier():
+    torch.manual_seed(0)
+    config = GPT2Config(
+        vocab_size=VOCABULARY,
+        n_positions=16,
+        n_embd=8,
+        n_layer=1,
+        n_head=2,
+        pad_token_id=3,
+        num_labels=3,
+    )
+    return GPT2ForSequenceClassification(config)
+
+
+def xlnet():
+    torch.manual_seed(0)
+    config = XLNetConfig(
+        vocab_size=VOCABULARY,
+        d_model=8,
+        n_layer=1,
+        n_head=2,
+        d_inner=12,
+        num_labels=3,
+        pad_token_id=3,
+    )
+    return XLNetForSequenceClassification(config)
+
+
+def bert_classifier():
+    return bert(BertForSequenceClassification)
+
+
+def texts():
+    """Without the pad token."""
+    return [{"input_ids": [t if t != 3 else 2 for t in i["input_ids"]]} for i in sequences()]
+
+
+def batch_of(items, side, token, margin=0):
+    width = max(len(item["input_ids"]) for item in items) + margin
+    rows = {"input_ids": [], "attention_mask": []}
+    for item in items:
+        ids = item["input_ids"]
+        for name, values, fill in (
+            ("input_ids", ids, token),
+            ("attention_mask", [1] * len(ids), 0),
+        ):
+            rest = [fill] * (width - len(ids))
+            rows[name].append(rest + values if side == "left" else values + rest)
+    return {name: torch.tensor(values) for name, values in rows.items()}
+
+
+@pytest.mark.parametrize("margin", [0, 2])
+@pytest.mark.parametrize(
+    ("make", "side", "token", "right"),
+    [
+        (gpt2, "left", 3, True),
+        (gpt2, "right", 0, True),
+        (llama, "left", 3, True),
+        (llama, "right", 3, True),
+        (bert_classifier, "left", 3, False),  # it classifies by the first place
+        (bert_classifier, "right", 3, True),
+        (gpt2_classifier, "left", 3, True),
+        (gpt2_classifier, "right", 3, True),
+        (gpt2_classifier, "right", 0, False),  # not the pad token: it classifies by a padded place
+        (xlnet, "left", 3, True),
+        (xlnet, "right", 3, False),  # it classifies by the last place
+        (t5, "left", 0, True),
+        (bart, "right", 1, True),
+        (bart, "left", 1, False),  # its places are numbered from the edge
+    ],
+)
+def test_padding_is_ignored_or_refused(make, side, token, right, margin):
+    model, items = make(), texts()
+    model.eval()
+    extra = {}
+    if make in (t5, bart):
+        items = [item | {"labels": [4, 5]} for item in items]
+        extra = {"labels": torch.tensor([[4, 5]] * 4)}
+    elif "SequenceClassification" in type(model).__name__:
+        items = [item | {"label": n % 3} for n, item in enumerate(items)]
+        extra = {"labels": torch.arange(4) % 3}
+    expected = sequence_fisher(model, items, "empirical", batch_size=1)
+    batch = batch_of(items, side, token, margin) | extra
+    if right:
+        actual = sequence_fisher(model, batch, "empirical")
+        assert_fisher_close(actual, {n: v.double() for n, v in expected.items()})
+    else:
+        with pytest.raises(
+            ValueError, match=f"does not ignore padding on the {side}.*batch_size=1"
+        ):
+            sequence_fisher(model, batch, "empirical")
+
+
+@pytest.mark.parametrize("norm", ["layer", "group"])
+def test_padding_of_sound(norm):
+    model = wav2vec2(feat_extract_norm=norm, do_stable_layer_norm=norm == "layer")
+    items = speech()
+    if norm == "layer":
+        sequence_fisher(model, items)
+        return
+    with pytest.raises(ValueError, match="does not ignore padding on the right"):
+        sequence_fisher(model, items)
+    sequence_fisher(model, items, batch_size=1)
+
+
+def test_the_default_collator_pads_with_the_models_token():
+    model, items = gpt2_classifier(), texts()
+    items = [item | {"label": n % 3} for n, item in enumerate(items)]
+    batch = collator(model)(items)
+    assert batch["input_ids"][1].tolist() == [*items[1]["input_ids"], *[3] * 6]
+    with torch.no_grad():
+        together = model.eval()(**batch).logits
+        alone = [model(torch.tensor([item["input_ids"]])).logits for item in items]
+    assert torch.allclose(together, torch.cat(alone), atol=1e-6)
+
+
+def test_labels_are_made_of_the_inputs_of_a_causal_model_alone():
+    items = sequences((4, 2))
+    batch = collator(gpt2())(items)
+    assert batch["labels"].tolist() == [items[0]["input_ids"], [*items[1]["input_ids"], -100, -100]]
+    assert collator(gpt2())([{**items[0], "labels": [-100, 1, 2, 3]}])["labels"].tolist() == [
+        [-100, 1, 2, 3]
+    ]
+    assert "labels" not in collator(gpt2_classifier())(items)
+
+
+@pytest.mark.parametrize(
+    ("items", "sentence"),
+    [
+        ([{"input_ids": [1, 2]}, {"input_ids": [1]}], "need pad_token_id.*collator"),
+        ([{"input_ids": [1], "label": 0}, {"input_ids": [1]}], "every sample must have 'label'"),
+    ],
+)
+def test_what_cannot_be_padded(items, sentence):
+    with pytest.raises(ValueError, match=sentence):
+        pad_batch(items)
+
+
+@pytest.mark.parametrize("lengths", [(1,), (1, 1), (1, 4, 1), (4, 1)])
+@pytest.mark.parametrize("estimator", ["empirical", "exact", "sampled"])
+@pytest.mark.parametrize("batch_size", [None, 1])
+def test_a_text_of_one_token_foretells_nothing(lengths, estimator, batch_size):
+    model, items = gpt2(), sequences(lengths)
+    actual = sequence_fisher(model, items, estimator, batch_size=batch_size)
+    expected = token_loop(model, items, estimator)
+    if estimator == "sampled":
+        some = any(v.any() for v in actual.values())
+        assert some == any(v.any() for v in expected.values())
+    else:
+        assert_fisher_close(actual, expected, rtol=1e-5)
+
+
 # CTC
 
 
@@ -285,9 +645,9 @@ def wav2vec2(**options):
     groups = {"num_conv_pos_embedding_groups": 2, "num_feat_extract_layers": 2}
     # With "group" norm the model itself sees how much padding there is.
     norm = {"feat_extract_norm": "layer", "do_stable_layer_norm": True, "pad_token_id": 0}
-    defaults = {"ctc_loss_reduction": "sum", "bos_token_id": 1, "eos_token_id": 2}
+    defaults = norm | {"ctc_loss_reduction": "sum", "bos_token_id": 1, "eos_token_id": 2}
     return Wav2Vec2ForCTC(
-        Wav2Vec2Config(**convolutions, **sizes, **rest, **groups, **norm, **defaults | options)
+        Wav2Vec2Config(**convolutions, **sizes, **rest, **groups, **defaults | options)
     )
 
 
@@ -369,10 +729,21 @@ def test_consolidate_measures_what_is_protected_and_nothing_else():
         ({"batch_size": 0}, ValueError, "batch_size must be at least 1"),
         ({"data": 3}, TypeError, "data must be a data set of dicts"),
         ({"data": []}, ValueError, "empty"),
-        ({"data": [(1, 2)]}, TypeError, "items of data must be dicts"),
-        ({"data": iter([(1, 2)])}, TypeError, "data must yield batches as dicts"),
+        ({"data": [(1, 2)]}, TypeError, "data must hold dicts"),
+        ({"data": iter([(1, 2)])}, TypeError, "data must hold dicts"),
         ({"data": [{"text": "a"}]}, ValueError, "must have one of input_ids"),
-        ({"data": {"input_ids": torch.zeros(3).long()}}, ValueError, "shape .sequences, length."),
+        ({"data": {"input_ids": [[1, 2], [3]]}}, ValueError, "must be a tensor.* not list"),
+        (
+            {"data": {"input_ids": torch.ones(2, 3).long(), "labels": torch.ones(1, 3).long()}},
+            ValueError,
+            "labels must have a row for each of the 2 sequences",
+        ),
+        (
+            {"data": {"input_ids": torch.ones(2, 3).long(), "attention_mask": torch.ones(2)}},
+            ValueError,
+            "attention_mask must have shape",
+        ),
+        ({"data": {"input_ids": torch.zeros(3).long()}}, ValueError, "2 dimensions.*not .3,."),
     ],
 )
 def test_errors_say_what_would_be_right(arguments, error, sentence):

@@ -24,8 +24,8 @@ from ewc_tutorial import EWC, diagnose
 from ewc_tutorial.huggingface import (
     EWCTrainer,
     LoraEWC,
+    collator,
     consolidate,
-    pad_batch,
     sequence_fisher,
 )
 from ewc_tutorial.unlearning import TaskMemory
@@ -307,7 +307,7 @@ def test_in_the_trainer(tmp_path, update):
     trainer = EWCTrainer(
         model,
         TrainingArguments(str(tmp_path), per_device_train_batch_size=3, **options, **rest),
-        data_collator=pad_batch,
+        data_collator=collator(model),
         train_dataset=sequences(seed=5),
         ewc=ewc,
         ewc_update=update,

@@ -26,8 +26,8 @@ from ewc_tutorial import EWC
 from ewc_tutorial.huggingface import (
     EWCTrainer,
     EWCTrainerMixin,
+    collator,
     consolidate,
-    pad_batch,
 )
 
 VOCABULARY = 11
@@ -90,7 +90,7 @@ def trainer_of(model, ewc, folder, cls=InOrder, optimizer=torch.optim.SGD, data=
     return cls(
         model,
         arguments(folder, **options),
-        data_collator=pad_batch,
+        data_collator=collator(model),
         train_dataset=data,
         eval_dataset=NEW_TEST,
         optimizers=(optimizer(model.parameters(), lr=LR), None),
@@ -213,7 +213,7 @@ def test_without_ewc_it_is_the_trainer(tmp_path):
     Plain(
         two,
         arguments(tmp_path),
-        data_collator=pad_batch,
+        data_collator=collator(two),
         train_dataset=NEW,
         optimizers=(torch.optim.SGD(two.parameters(), lr=LR), None),
     ).train()
@@ -228,7 +228,7 @@ def test_the_logged_loss_is_without_the_penalty(tmp_path):
     trainer.train()
     entry = next(e for e in trainer.state.log_history if "loss" in e)
     with torch.no_grad():
-        batch = pad_batch(NEW[:8])
+        batch = collator(model)(NEW[:8])
         expected = first(**batch).loss.item()
     assert entry["loss"] == pytest.approx(expected, rel=1e-4)
     assert entry["ewc_penalty"] == pytest.approx(ewc.penalty().item(), rel=1e-5)
@@ -239,7 +239,7 @@ def mean_loss(model, items):
     """Return what the Trainer reports: the mean over batches of eight, weighted by sequences."""
     model.eval()
     with torch.no_grad():
-        return model(**pad_batch(items)).loss.item()
+        return model(**collator(model)(items)).loss.item()
 
 
 def test_every_evaluation_has_the_old_loss(tmp_path):
@@ -367,7 +367,7 @@ def test_the_mixin_extends_the_seq2seq_trainer(tmp_path):
     trainer = EWCSeq2SeqTrainer(
         model,
         arguments(tmp_path, Seq2SeqTrainingArguments, eval_strategy="epoch", learning_rate=0.5),
-        data_collator=pad_batch,
+        data_collator=collator(model),
         train_dataset=NEW,
         eval_dataset=NEW_TEST,
         ewc=ewc,

@@ -110,10 +110,10 @@ def with_adapter(model: nn.Module, rank: int = 8, seed: int = 0) -> nn.Module:
 
 def perplexity(model: nn.Module, facts: Sequence[Fact]) -> float:
     """Return exp of the mean loss per token: 1 for a model that is certain and right."""
-    from ewc_tutorial.huggingface import pad_batch
+    from ewc_tutorial.huggingface import collator
 
     device = next(model.parameters()).device
-    batch = {name: value.to(device) for name, value in pad_batch(items(facts)).items()}
+    batch = {name: value.to(device) for name, value in collator(model)(items(facts)).items()}
     training = model.training
     model.eval()
     with torch.no_grad():
@@ -175,7 +175,7 @@ def train_quietly(
     """
     from transformers import PrinterCallback, TrainingArguments
 
-    from ewc_tutorial.huggingface import EWCTrainer, pad_batch
+    from ewc_tutorial.huggingface import EWCTrainer, collator
 
     curves: dict[str, list[float]] = {"step": [], **{name: [] for name in watch or {}}}
     with tempfile.TemporaryDirectory() as folder:
@@ -197,7 +197,7 @@ def train_quietly(
                 disable_tqdm=True,
                 use_cpu=next(model.parameters()).device.type == "cpu",
             ),
-            data_collator=pad_batch,
+            data_collator=collator(model),
             train_dataset=items(facts),
             eval_dataset={name: items(some) for name, some in (watch or {}).items()} or None,
             ewc=ewc,

@@ -3,7 +3,7 @@
 From the outside in:
 
 * ``diagonal``: :func:`fisher_diagonal` and :func:`explain_fisher`, the two functions to call;
-* ``samples``: batches of whatever the data is;
+* ``samples``: batches of whatever the data is, ``inputs``: dictionaries of tensors among it;
 * ``likelihoods``: the gradients to start from at the model's outputs;
 * ``engine``: carries them to the parameters, each by the fastest rule that is right;
 * ``closed_forms``: squared gradients without gradients, from the inputs and outputs of layers;

@@ -51,6 +51,7 @@ def fisher_diagonal(
     classes: Sequence[int] | Tensor | None = None,
     ignore_index: int = -100,
     variance: float = 1.0,
+    class_dim: int | None = None,
     distributed: bool = True,
 ) -> dict[str, Tensor]:
     """Return the diagonal of the Fisher information: the mean over samples of the squared score.
@@ -58,9 +59,10 @@ def fisher_diagonal(
     Args:
         model: the network, differentiated in evaluation mode; its mode, gradients, buffers and the
             global random state are afterwards as before.
-        data: a ``Task`` (its ``train`` part), a pair (x, y) of tensors, a ``Dataset`` of items
-            (x, y), or an iterable of batches (x, y) such as a ``DataLoader``, gone through once.
-            y may be None where no labels are needed.
+        data: a pair (x, y) of tensors, a ``Dataset`` of items (x, y), an iterable of batches (x, y)
+            such as a ``DataLoader``, gone through once, or a task, of which the data set ``train``
+            is taken. y may be None where no labels are needed. x may be a dictionary of tensors,
+            with which the model is then called by name, ``model(**x)``.
         estimator: the label that the score is taken at.
             ``exact``: the expectation over all labels under the model.
             ``sampled``: one label per output drawn from the model.
@@ -75,12 +77,13 @@ def fisher_diagonal(
             ``batched``, where it is the size of the batch that is averaged (default: 32, or the
             iterable's own batches).
         likelihood: how the outputs are read.
-            ``categorical``: logits (B, C) with labels (B,); or (B, T, C) with labels (B, T), where
-            a sample is one sequence and its score the gradient of the summed log-likelihoods of
-            its tokens. Given the inputs the tokens' labels are independent, so the cross terms of
-            their scores vanish in the expectation: ``exact`` is then the sum over tokens of each
-            token's expected squared score, in T·(C − 1) backward passes per batch (with a warning
-            from a thousand on). ``sampled`` estimates the same in one.
+            ``categorical``: logits (B, C) with labels (B,), as whole numbers or one-hot; or
+            (B, T, C) with labels (B, T), where a sample is one sequence and its score the gradient
+            of the summed log-likelihoods of its tokens; or PyTorch's (B, C, H, W) of pixels. Given
+            the inputs the tokens' labels are independent, so the cross terms of their scores vanish
+            in the expectation: ``exact`` is then the sum over tokens of each token's expected
+            squared score, in T·(C − 1) backward passes per batch (with a warning from a thousand
+            on). ``sampled`` estimates the same in one.
             ``bernoulli``: logits (B,) or (B, K) of independent labels 0 or 1.
             ``gaussian``: means (B,) or (B, K) with a fixed variance.
             A :class:`~ewc_tutorial.fisher.seeds.Likelihood` of your own will do as well.
@@ -90,6 +93,8 @@ def fisher_diagonal(
         classes: the active classes, as numbers or as a mask (C,): the softmax is over these alone.
         ignore_index: tokens of this label do not count.
         variance: of the likelihood ``gaussian``.
+        class_dim: the dimension of the classes in outputs with more than two, where the labels do
+            not tell: −1 for (B, T, C), 1 for (B, C, H, W).
         distributed: if ``torch.distributed`` is initialised, sum over all processes, each of which
             must then call this with its share of the data.
 
@@ -104,20 +109,26 @@ def fisher_diagonal(
             do not fit the outputs, the model has no trainable parameter, is random in evaluation
             mode or cuts its outputs off, or a result is not finite.
     """
-    rule = make_likelihood(likelihood, classes, ignore_index, variance)
+    rule = make_likelihood(likelihood, classes, ignore_index, variance, class_dim)
     _check_choice("estimator", estimator, ESTIMATORS)
     _check_count("n_samples", n_samples)
     _check_count("batch_size", batch_size)
     generator = as_generator(generator)
     draws = Draws(generator)
+    # What is wrong if the outputs of every batch are like those of the batches so far.
+    doubt: str | bool | None = True
     with _engine(model) as (engine, prefix):
         samples = make_samples(data, n_samples, generator)
         batches = _batches(samples, engine, estimator, batch_size)
 
         def seeds(outputs: Tensor, y: Tensor | None) -> Seeds:
-            found = rule.seeds(estimator, outputs, y, draws)
-            _warn_of_many_passes(len(found))
-            return found
+            nonlocal doubt
+            made = rule.seeds(estimator, outputs, y, draws)
+            _warn_of_many_passes(len(made))
+            doubt = doubt and rule.doubt(outputs, y)
+            if doubt and len(outputs) > 1:
+                raise ValueError(doubt)
+            return made
 
         step = _squared_batch_mean if estimator == "batched" else Engine.squares
         sums, count = _summed(engine, _with_progress(batches, samples, progress), step, seeds)
@@ -125,6 +136,8 @@ def fisher_diagonal(
             count = _sum_over_processes(sums, count)
         if not count:
             raise ValueError("data must have at least one sample, but it is empty.")
+        if doubt:
+            raise ValueError(doubt)
         return {
             prefix + name: _finished(prefix + name, sums[name] / count, parameter)
             for name, parameter in engine.parameters.items()
@@ -142,7 +155,7 @@ def explain_fisher(
 
     Args:
         model, data, estimator, likelihood: as for :func:`fisher_diagonal`.
-        options: ``classes``, ``ignore_index`` or ``variance``, as there.
+        options: ``classes``, ``ignore_index``, ``variance`` or ``class_dim``, as there.
 
     Returns:
         Per trainable parameter the rule it gets: a closed form of its layer, ``torch.func`` over

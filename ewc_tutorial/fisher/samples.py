@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from itertools import chain, islice
 from typing import Any
 
@@ -10,7 +10,13 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset, IterableDataset, TensorDataset, default_collate
 
-Batch = tuple[Tensor, Tensor | None]
+from ewc_tutorial.fisher.inputs import Inputs, apply, take, tensors
+from ewc_tutorial.fisher.inputs import n_samples as rows_of
+
+Batch = tuple[Inputs, Tensor | None]
+
+#: Items that are collated at a time where a stream yields single ones.
+ITEMS_AT_A_TIME = 64
 
 
 class Samples:
@@ -43,30 +49,38 @@ class _Indexed(Samples):
 
     own_batches = False
 
-    def __init__(self, fetch: Callable[[Tensor], Any], indices: Tensor) -> None:
+    def __init__(self, fetch: Callable[[Tensor], Batch], indices: Tensor) -> None:
         self._fetch = fetch
         self._indices = indices
         self.total = len(indices)
 
     def head(self, n: int) -> Batch | None:
-        return _batch(self._fetch(self._indices[:n])) if self.total else None
+        return self._fetch(self._indices[:n]) if self.total else None
 
     def batches(self, size: int | None, merge: bool = False) -> Iterator[Batch]:
         for indices in self._indices.split(size or max(1, self.total)):
             if len(indices):
-                yield _batch(self._fetch(indices))
+                yield self._fetch(indices)
 
 
-class _Stream(Samples):
-    """An iterable of batches, gone through once; no more than two batches are held."""
+class Stream(Samples):
+    """An iterable of batches, gone through once; no more than two batches are held.
+
+    Args:
+        batches: what ``read`` takes.
+        limit: the samples to take, None for all.
+        read: makes (x, y) of a batch as the data has it.
+    """
 
     own_batches = True
 
-    def __init__(self, batches: Iterable[Any], limit: int | None) -> None:
+    def __init__(
+        self, batches: Iterable[Any], limit: int | None, read: Callable[[Any], Batch]
+    ) -> None:
         self.total = None
         self._limit = limit
         # An empty batch says nothing, not even what the model would return for it.
-        self._batches = (b for b in map(_batch, batches) if len(b[0]))
+        self._batches = (b for b in map(read, batches) if rows_of(b[0]))
         self._first = next(self._batches, None)
 
     def head(self, n: int) -> Batch | None:
@@ -85,7 +99,7 @@ class _Stream(Samples):
             yield from _merged(batches, size)
         else:
             for batch in batches:
-                for start in range(0, len(batch[0]), size):
+                for start in range(0, rows_of(batch[0]), size):
                     yield _slice(batch, start, start + size)
 
 
@@ -93,72 +107,71 @@ def make_samples(data: Any, n_samples: int | None, generator: torch.Generator) -
     """Return the samples of ``data``, or a random subset of ``n_samples`` of them.
 
     Args:
-        data: a task (anything with a ``train`` attribute), a pair (x, y) of tensors, a ``Dataset``
-            of items (x, y) or an iterable of batches (x, y).
+        data: a pair (x, y), a ``Dataset`` of items (x, y), an iterable of batches (x, y), or an
+            object whose attribute ``train`` is a ``Dataset``, such as a task. x is a tensor or a
+            dictionary of tensors. Samples that have been made already are returned.
         n_samples: size of the subset, without replacement; of an iterable the *first* samples are
             taken, which is the only choice that reads no more than it uses.
         generator: draws the subset.
 
     Raises:
         TypeError: ``data`` is none of these.
+        ValueError: x and y do not fit, or ``data`` could be one pair as well as two batches.
     """
-    data = getattr(data, "train", data)
+    if isinstance(data, Samples):
+        return data
+    if not isinstance(data, Dataset) and isinstance(getattr(data, "train", None), Dataset):
+        data = data.train
     if isinstance(data, TensorDataset):
-        data = data.tensors if len(data.tensors) > 1 else (data.tensors[0], None)
-    if _is_pair(data):
-        x, y = _batch(data)
+        data = data.tensors
+    if _is_one_batch(data):
+        x, y = read_pair(data)
         return _Indexed(
             lambda indices: (_rows(x, indices), None if y is None else _rows(y, indices)),
-            random_subset(len(x), n_samples, generator),
+            random_subset(rows_of(x), n_samples, generator),
         )
     if isinstance(data, IterableDataset):
-        return _Stream(_collated(iter(data), 64), n_samples)
+        return Stream(collated(data, ITEMS_AT_A_TIME, _stacked), n_samples, read_pair)
     if isinstance(data, Dataset):
         return _Indexed(
-            lambda indices: default_collate([data[i] for i in indices.tolist()]),
+            lambda indices: read_pair(_stacked([data[i] for i in indices.tolist()])),
             random_subset(len(data), n_samples, generator),
         )
-    if isinstance(data, Iterable) and not isinstance(data, Tensor | str | bytes | dict):
-        return _Stream(data, n_samples)
+    if isinstance(data, Iterable) and not isinstance(data, Tensor | str | bytes | Mapping):
+        return Stream(data, n_samples, read_pair)
     raise TypeError(
-        "data must be a Task, a pair (x, y) of tensors, a Dataset of items (x, y) or an iterable "
-        f"of batches (x, y), not {type(data).__name__}."
+        "data must be a task, a pair (x, y) of tensors, a Dataset of items (x, y) or an iterable "
+        f"of batches (x, y), not a {type(data).__name__}."
     )
 
 
-def _is_pair(data: Any) -> bool:
-    return (
-        isinstance(data, tuple | list)
-        and len(data) == 2
-        and isinstance(data[0], Tensor)
-        and isinstance(data[1], Tensor | None)
-    )
+def read_pair(batch: Any) -> Batch:
+    """Return (x, y) after checking that x and y have a row per sample.
 
-
-def _batch(batch: Any) -> Batch:
-    """Return (x, y) after checking that it is a pair of tensors of one length."""
-    if isinstance(batch, Tensor):
-        batch = (batch, None)
-    elif isinstance(batch, tuple | list) and len(batch) == 1:  # a loader of inputs alone
-        batch = (batch[0], None)
-    if not _is_pair(batch):
-        raise TypeError(
-            "data must yield pairs (x, y) of tensors (y may be None), not "
-            f"{_describe(batch)}; wrap the model where it takes other inputs."
-        )
-    x, y = batch
-    if x.ndim == 0 or (y is not None and (y.ndim == 0 or len(y) != len(x))):
+    Raises:
+        TypeError: ``batch`` is not inputs with labels, nor inputs alone.
+        ValueError: x and y have other numbers of rows.
+    """
+    parts = batch if isinstance(batch, tuple | list) else (batch,)
+    x, y = (*parts, None, None)[:2]
+    if (
+        len(parts) > 2
+        or isinstance(batch, Mapping)
+        or not isinstance(x, Tensor | Mapping)
+        or not isinstance(y, Tensor | None)
+    ):
+        raise TypeError(f"data must yield pairs (x, y) of tensors, not {_what_instead(batch)}.")
+    if not isinstance(x, Tensor) and not (x and all(isinstance(t, Tensor) for t in x.values())):
+        kinds = ", ".join(f"{name!r}: {type(value).__name__}" for name, value in x.items())
+        raise TypeError(f"a dictionary x must have tensors as its values, not {{{kinds}}}.")
+    every = tensors(x) + ([] if y is None else [y])
+    if any(t.ndim == 0 for t in every) or len({len(t) for t in every}) > 1:
         raise ValueError(
             "x and y must have as many rows as there are samples, not shapes "
-            f"{tuple(x.shape)} and {None if y is None else tuple(y.shape)}."
+            f"{', '.join(str(tuple(t.shape)) for t in every)}: of data with single samples (x, y) "
+            "make a DataLoader."
         )
     return x, y
-
-
-def _describe(value: Any) -> str:
-    if isinstance(value, tuple | list):
-        return f"a {type(value).__name__} of {', '.join(type(v).__name__ for v in value)}"
-    return f"a {type(value).__name__}"
 
 
 def random_subset(total: int, n_samples: int | None, generator: torch.Generator) -> Tensor:
@@ -170,27 +183,88 @@ def random_subset(total: int, n_samples: int | None, generator: torch.Generator)
     return order[:n_samples].sort().values.cpu()
 
 
-def _rows(tensor: Tensor, indices: Tensor) -> Tensor:
+def collated(items: Iterable[Any], size: int, collate: Callable[[list[Any]], Any]) -> Iterator[Any]:
+    """Yield batches of up to ``size`` items."""
+    iterator = iter(items)
+    while group := list(islice(iterator, size)):
+        yield collate(group)
+
+
+def _stacked(items: list[Any]) -> Any:
+    try:
+        return default_collate(items)
+    except (RuntimeError, TypeError) as error:
+        reason = str(error).splitlines()[0]
+        raise TypeError(
+            f"the items of data cannot be stacked to a batch ({reason}): a Dataset must have items "
+            "(x, y) of tensors or numbers that agree in shape; of one that yields whole batches "
+            "pass iter(data)."
+        ) from error
+
+
+def _is_one_batch(data: Any) -> bool:
+    """Return whether ``data`` is the parts of one batch, and not a sequence of batches."""
+    if not isinstance(data, tuple | list) or not data:
+        return False
+    x, *others = data
+    if not isinstance(x, Tensor | Mapping) or not all(isinstance(t, Tensor | None) for t in others):
+        return False
+    if isinstance(data, list) and isinstance(x, Mapping) and not others:
+        return False
+    if isinstance(data, tuple) or not all(isinstance(part, Tensor) for part in data):
+        return True
+    return not _are_batches_of_inputs(data)
+
+
+def _are_batches_of_inputs(tensors: list[Tensor]) -> bool:
+    """Return whether a list of tensors holds inputs, one batch each, and not inputs and labels."""
+    if len({(t.dtype, t.ndim) for t in tensors}) > 1:
+        return False
+    if len(tensors) == 2 and tensors[0].shape[:1] == tensors[1].shape[:1]:
+        raise ValueError(
+            "data is a list of two tensors of one length, which may be inputs with labels or two "
+            "batches of inputs: pass a tuple (x, y), or a list of pairs [(x1, None), (x2, None)]."
+        )
+    return True
+
+
+def _what_instead(batch: Any) -> str:
+    """Describe what the data yields, and say what to pass for it."""
+    if isinstance(batch, Mapping):
+        return (
+            f"a {type(batch).__name__}: pass pairs ({{…}}, y) of inputs and labels (or None); for "
+            "models of Transformers take ewc_tutorial.huggingface.consolidate"
+        )
+    what = f"a {type(batch).__name__}"
+    if isinstance(batch, tuple | list):
+        what += f" of {', '.join(type(part).__name__ for part in batch)}"
+        if len(batch) > 2 and all(isinstance(part, Tensor) for part in batch):
+            return (
+                f"{what}: leave out what is neither input nor label, as in ((x, y) for x, y, *_ in "
+                "batches), and pass several inputs as a dictionary of tensors"
+            )
+    return (
+        f"{what}: make tensors of arrays and lists (torch.as_tensor), and batches of single "
+        "samples (a DataLoader)"
+    )
+
+
+def _rows(x: Inputs, indices: Tensor) -> Inputs:
     first, last = int(indices[0]), int(indices[-1])
     if last - first + 1 == len(indices):  # ascending without a gap: no copy is needed
-        return tensor[first : last + 1]
-    return tensor[indices.to(tensor.device)]
+        return take(x, slice(first, last + 1))
+    return apply(lambda tensor: tensor[indices.to(tensor.device)], x)
 
 
 def _slice(batch: Batch, start: int, stop: int) -> Batch:
     x, y = batch
-    return x[start:stop], None if y is None else y[start:stop]
-
-
-def _collated(items: Iterator[Any], size: int) -> Iterator[Any]:
-    while group := list(islice(items, size)):
-        yield default_collate(group)
+    return take(x, slice(start, stop)), None if y is None else y[start:stop]
 
 
 def _first_samples(batches: Iterator[Batch], n: int) -> Iterator[Batch]:
     for batch in batches:
         yield _slice(batch, 0, n)
-        n -= len(batch[0])
+        n -= rows_of(batch[0])
         if n <= 0:
             return
 
@@ -199,10 +273,10 @@ def _merged(batches: Iterator[Batch], size: int) -> Iterator[Batch]:
     held: Batch | None = None
     for batch in batches:
         held = batch if held is None else _join(held, batch)
-        while len(held[0]) >= size:
+        while rows_of(held[0]) >= size:
             yield _slice(held, 0, size)
-            held = _slice(held, size, len(held[0]))
-    if held is not None and len(held[0]):
+            held = _slice(held, size, rows_of(held[0]))
+    if held is not None and rows_of(held[0]):
         yield held
 
 
@@ -210,4 +284,6 @@ def _join(a: Batch, b: Batch) -> Batch:
     if (a[1] is None) != (b[1] is None):
         raise ValueError("data must have labels y in every batch or in none.")
     y = None if a[1] is None or b[1] is None else torch.cat([a[1], b[1]])
-    return torch.cat([a[0], b[0]]), y
+    if isinstance(a[0], Tensor):
+        return torch.cat([a[0], b[0]]), y
+    return {name: torch.cat([tensor, b[0][name]]) for name, tensor in a[0].items()}, y

@@ -10,6 +10,8 @@
 * ``trainer``: :class:`EWCTrainer` and the mixin it is made of;
 * ``sequences``: :func:`consolidate` and :func:`sequence_fisher`, one sample = one sequence;
 * ``batches``: batches of dicts out of whatever the data is;
+* ``tasks``: what a model is for;
+* ``logits``: a model as a function from a batch to logits, and the labels for them;
 * ``ctc``: the likelihood of speech recognisers;
 * ``lora``: :class:`LoraEWC`, a penalty on what an adapter does to the weights.
 """
@@ -24,7 +26,7 @@ except ImportError as error:
 from ewc_tutorial.huggingface.batches import pad_batch
 from ewc_tutorial.huggingface.ctc import CTC
 from ewc_tutorial.huggingface.lora import LoraEWC
-from ewc_tutorial.huggingface.sequences import consolidate, sequence_fisher
+from ewc_tutorial.huggingface.sequences import collator, consolidate, sequence_fisher
 from ewc_tutorial.huggingface.trainer import EWCTrainer, EWCTrainerMixin
 
 __all__ = [
@@ -32,6 +34,7 @@ __all__ = [
     "EWCTrainer",
     "EWCTrainerMixin",
     "LoraEWC",
+    "collator",
     "consolidate",
     "pad_batch",
     "sequence_fisher",

@@ -2,34 +2,49 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from itertools import chain
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from ewc_tutorial.fisher.samples import random_subset
+from ewc_tutorial.fisher.samples import collated, random_subset
 
 DictBatch = dict[str, Tensor]
-#: What a model's main input can be called; its length tells padding where there is no mask.
-MAIN_INPUTS = ("input_ids", "input_values", "input_features")
+#: What a model's main input can be called, and how many dimensions it has in one sample. Its length
+#: tells padding where there is no mask.
+MAIN_INPUTS = {"input_ids": 1, "input_values": 1, "input_features": 2}
+#: What is made of the model's vocabulary, and padded with its pad token.
+TOKENS = ("input_ids", "decoder_input_ids")
 IGNORED = -100
 
 
-def pad_batch(items: Sequence[Mapping[str, Any]]) -> DictBatch:
+def pad_batch(
+    items: Sequence[Mapping[str, Any]], pad_token_id: int | None = None, causal_lm: bool = False
+) -> DictBatch:
     """Join items of different lengths to one batch, padded on the right to the longest.
 
-    Labels are padded with −100, which no loss counts, everything else with 0; if inputs had to be
-    padded and have no ``attention_mask``, one is added. Values that are no numbers are left out. It
-    serves as ``data_collator`` of a Trainer, too.
+    Labels are padded with −100, which no loss counts, tokens with the model's pad token, everything
+    else with 0; if inputs had to be padded and have no ``attention_mask``, one is added. Values
+    that are no numbers are left out. As the ``data_collator`` of a Trainer take :func:`collator`,
+    which knows the model.
 
     Args:
         items: per sample a dict of numbers, lists, arrays or tensors; their first dimension is the
             one that may differ.
+        pad_token_id: the token that the model knows as padding.
+        causal_lm: make labels of ``input_ids`` where there are none.
+
+    Raises:
+        ValueError: tokens have to be padded and ``pad_token_id`` is None, or samples do not have
+            the same names.
     """
     batch: DictBatch = {}
     for name in items[0]:
+        if not all(name in item for item in items):
+            raise ValueError(f"every sample must have {name!r}, as the first one of the batch has.")
         try:
             values = [torch.as_tensor(item[name]) for item in items]
         except (TypeError, ValueError, RuntimeError):
@@ -38,106 +53,121 @@ def pad_batch(items: Sequence[Mapping[str, Any]]) -> DictBatch:
             key = "labels" if name in ("label", "label_ids") else name
             batch[key] = torch.stack(values)
             continue
-        fill = IGNORED if name == "labels" else 0
-        batch[name] = torch.nn.utils.rnn.pad_sequence(values, True, fill)
         lengths = torch.tensor([len(value) for value in values])
-        if name in MAIN_INPUTS and "attention_mask" not in items[0] and len(lengths.unique()) > 1:
+        uneven = len(lengths.unique()) > 1
+        if uneven and name in TOKENS and pad_token_id is None:
+            raise ValueError(
+                f"{name} of different lengths need pad_token_id, the token that the model knows as "
+                "padding: take the collator(model) of ewc_tutorial.huggingface."
+            )
+        fill = IGNORED if name == "labels" else pad_token_id if name in TOKENS else 0
+        batch[name] = torch.nn.utils.rnn.pad_sequence(values, True, fill or 0)
+        if name in MAIN_INPUTS and "attention_mask" not in items[0] and uneven:
             places = torch.arange(int(lengths.max()))
             batch["attention_mask"] = (places < lengths[:, None]).long()
+    if causal_lm and "labels" not in batch:
+        mask = batch.get("attention_mask", torch.ones_like(batch["input_ids"]))
+        batch["labels"] = batch["input_ids"].masked_fill(mask == 0, IGNORED)
     return batch
 
 
 def dict_batches(
     data: Any,
-    collate: Callable[[Sequence[Any]], Mapping[str, Any]] | None,
+    collate: Callable[[Sequence[Any]], Mapping[str, Any]],
     n_samples: int | None,
     batch_size: int,
     generator: torch.Generator,
-) -> Iterator[DictBatch]:
-    """Yield batches of tensors.
+) -> Iterable[Any]:
+    """Return batches as dicts.
 
     Args:
-        data: a data set of dicts (``datasets.Dataset``, a list, any ``Dataset``), one batch as a
-            dict of tensors, or an iterable of such batches (a ``DataLoader``).
-        collate: joins items to a batch; default :func:`pad_batch`. Only for data sets.
-        n_samples: a random subset of so many of a data set; the first so many of an iterable.
-        batch_size: sequences per batch of a data set.
+        data: one batch as a dict of tensors, a data set of items, a list of batches, or an iterable
+            of either, such as a ``DataLoader`` or a streaming data set, which is gone through once.
+        collate: joins items to a batch.
+        n_samples: a random subset of so many of a data set of items; the rest is taken as it comes.
+        batch_size: sequences per batch that is made of items.
         generator: draws the subset.
 
     Raises:
         TypeError: ``data`` is none of these.
     """
     if isinstance(data, Mapping):
-        batches: Iterable[Any] = [data]
-    elif not isinstance(data, DataLoader) and hasattr(data, "__getitem__"):
-        batches = _joined(data, collate or pad_batch, n_samples, batch_size, generator)
+        return [data]
+    by_number = hasattr(data, "__getitem__") and hasattr(data, "__len__")
+    if by_number and not isinstance(data, DataLoader):
+        numbers = torch.arange(len(data))
+        if len(data) and _is_item(data[0]):
+            numbers = random_subset(len(data), n_samples, generator)
+        elements = (data[i] for i in numbers.tolist())
     elif isinstance(data, Iterable):
-        batches = data
+        elements = iter(data)
     else:
         raise TypeError(
             "data must be a data set of dicts, a batch (a dict of tensors) or an iterable of "
-            f"batches, not {type(data).__name__}."
+            f"either, not {type(data).__name__}."
         )
-    return _first(map(_tensors, batches), n_samples)
+    first = next(elements, None)
+    if first is None:
+        return []
+    elements = chain([first], elements)
+    return collated(elements, batch_size, collate) if _is_item(first) else elements
 
 
-def _joined(
-    data: Any,
-    collate: Callable[[Sequence[Any]], Mapping[str, Any]],
-    n_samples: int | None,
-    batch_size: int,
-    generator: torch.Generator,
-) -> Iterator[Mapping[str, Any]]:
-    for part in random_subset(len(data), n_samples, generator).split(batch_size):
-        if len(part):
-            yield collate([_item(data, i) for i in part.tolist()])
+def tensors_of(batch: Any) -> DictBatch:
+    """Return what a batch has in tensors, its labels as ``labels``.
 
-
-def _item(data: Any, index: int) -> Mapping[str, Any]:
-    item = data[index]
-    if not isinstance(item, Mapping):
-        raise TypeError(
-            f"items of data must be dicts such as {{'input_ids': …, 'labels': …}}, not "
-            f"{type(item).__name__}."
-        )
-    return item
-
-
-def _tensors(batch: Any) -> DictBatch:
-    if not isinstance(batch, Mapping):
-        raise TypeError(
-            "data must yield batches as dicts of tensors such as {'input_ids': …, 'labels': …}, "
-            f"not {type(batch).__name__}; pairs (x, y) are for ewc_tutorial.fisher_diagonal."
-        )
+    Raises:
+        TypeError: it is no dict.
+        ValueError: it has no main input of the right shape.
+    """
+    main = main_input(batch)
     tensors = {name: value for name, value in batch.items() if isinstance(value, Tensor)}
     if "label" in tensors:
         tensors["labels"] = tensors.pop("label")
-    main = next((name for name in MAIN_INPUTS if name in tensors), None)
-    if main is None:
+    dimensions = MAIN_INPUTS[main] + 1
+    if main not in tensors or tensors[main].ndim != dimensions:
+        what = tuple(tensors[main].shape) if main in tensors else type(batch[main]).__name__
         raise ValueError(
-            f"a batch must have one of {', '.join(MAIN_INPUTS)}, but it has "
-            f"{', '.join(batch) or 'nothing'}."
+            f"{main} of a batch must be a tensor with {dimensions} dimensions, the first of which "
+            f"counts the sequences, not {what}: let the tokenizer return tensors, or pass a list "
+            "of single samples."
         )
-    if tensors[main].ndim < 2:
-        raise ValueError(
-            f"{main} of a batch must have shape (sequences, length), not "
-            f"{tuple(tensors[main].shape)}."
-        )
+    for name, tensor in tensors.items():
+        if tensor.shape[:1] != tensors[main].shape[:1]:
+            raise ValueError(
+                f"{name} must have a row for each of the {len(tensors[main])} sequences of a "
+                f"batch, not shape {tuple(tensor.shape)}."
+            )
+    if tensors.get("attention_mask", tensors[main]).ndim < 2:
+        raise ValueError("attention_mask must have shape (sequences, length).")
     return tensors
 
 
-def rows_in(batch: DictBatch) -> int:
+def rows_in(batch: Mapping[str, Tensor]) -> int:
     """Return how many sequences a batch has."""
-    return next(len(batch[name]) for name in MAIN_INPUTS if name in batch)
+    return len(batch[main_input(batch)])
 
 
-def _first(batches: Iterator[DictBatch], n: int | None) -> Iterator[DictBatch]:
-    if n is None:
-        yield from batches
-        return
-    for batch in batches:
-        rows = rows_in(batch)
-        yield {name: value[:n] for name, value in batch.items()} if rows > n else batch
-        n -= rows
-        if n <= 0:
-            return
+def main_input(sample: Any) -> str:
+    """Return the name of the main input of an item or a batch."""
+    if not isinstance(sample, Mapping):
+        raise TypeError(
+            "data must hold dicts such as {'input_ids': …, 'labels': …}, not a "
+            f"{type(sample).__name__}; pairs (x, y) are for ewc_tutorial.fisher_diagonal."
+        )
+    main = next((name for name in MAIN_INPUTS if name in sample), None)
+    if main is None:
+        raise ValueError(
+            f"data must have one of {', '.join(MAIN_INPUTS)}, but it has "
+            f"{', '.join(sample) or 'nothing'}."
+        )
+    return main
+
+
+def _is_item(sample: Any) -> bool:
+    """Return whether this is one sample, and not a batch: by the dimensions of its main input."""
+    main = main_input(sample)
+    value, dimensions = sample[main], 0
+    while isinstance(value, list | tuple) and len(value):
+        value, dimensions = value[0], dimensions + 1
+    return dimensions + getattr(value, "ndim", 0) <= MAIN_INPUTS[main]

@@ -47,7 +47,7 @@ class CTC(Likelihood):
             )
         return super().seeds(estimator, outputs, labels, draws)
 
-    def check(self, outputs: Tensor, labels: Tensor | None) -> None:
+    def checked(self, outputs: Tensor, labels: Tensor | None) -> Tensor:
         if outputs.ndim != 3:
             raise ValueError(f"CTC needs logits (B, T, C), not {tuple(outputs.shape)}.")
         if labels is None or labels.ndim != 2 or len(labels) != len(outputs):
@@ -60,6 +60,12 @@ class CTC(Likelihood):
                 f"label {largest} is outside the model's {outputs.shape[-1]} classes "
                 f"(0 to {outputs.shape[-1] - 1})."
             )
+        if (labels[:, 1:] == self.blank).any():
+            raise ValueError(
+                f"a text must not have the blank {self.blank} among its labels: pad texts with "
+                "negative numbers (-100)."
+            )
+        return labels
 
     def losses(self, outputs: Tensor, labels: Tensor) -> Tensor:
         """Return −log p(text) of each sample, (B,)."""

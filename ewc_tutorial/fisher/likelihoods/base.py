@@ -80,8 +80,16 @@ class Likelihood(ABC):
     """p(y | outputs), as far as the Fisher information needs it."""
 
     @abstractmethod
-    def check(self, outputs: Tensor, labels: Tensor | None) -> None:
-        """Raise ValueError or TypeError for outputs or labels that do not fit."""
+    def checked(self, outputs: Tensor, labels: Tensor | None) -> Tensor | None:
+        """Return the labels as the other methods take them.
+
+        Raises:
+            ValueError, TypeError: outputs or labels do not fit.
+        """
+
+    def doubt(self, outputs: Tensor, labels: Tensor | None) -> str | None:
+        """Return what is wrong with a model all of whose outputs are like these, or None."""
+        return None
 
     @abstractmethod
     def score(self, outputs: Tensor, labels: Tensor) -> Tensor:
@@ -120,7 +128,7 @@ class Likelihood(ABC):
                 f"estimator {estimator!r} needs labels, but data has none: pass pairs (x, y), or "
                 "take the estimator 'exact'."
             )
-        self.check(outputs, labels)
+        labels = self.checked(outputs, labels)
         if estimator == "exact":
             return Seeds(lambda: self.factors(outputs, labels), self.n_factors(outputs))
         if estimator == "sampled":

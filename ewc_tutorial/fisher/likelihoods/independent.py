@@ -15,15 +15,16 @@ from ewc_tutorial.fisher.likelihoods.base import Draws, Likelihood, at_least_flo
 class Bernoulli(Likelihood):
     """Independent logits (B,) or (B, K) with labels 0 or 1 of the same shape."""
 
-    def check(self, outputs: Tensor, labels: Tensor | None) -> None:
+    def checked(self, outputs: Tensor, labels: Tensor | None) -> Tensor | None:
         if labels is None:
-            return
+            return None
         _same_shape("bernoulli", outputs, labels)
         outside = labels[(labels != 0) & (labels != 1)]
         if outside.numel():
             raise ValueError(
                 f"labels of the likelihood 'bernoulli' must be 0 or 1, not {outside[0].item()}."
             )
+        return labels
 
     def score(self, outputs: Tensor, labels: Tensor) -> Tensor:
         # σ(f) − y, without the cancellation of σ(f) − 1.
@@ -53,9 +54,13 @@ class Gaussian(Likelihood):
 
     variance: float = 1.0
 
-    def check(self, outputs: Tensor, labels: Tensor | None) -> None:
-        if labels is not None:
-            _same_shape("gaussian", outputs, labels)
+    def checked(self, outputs: Tensor, labels: Tensor | None) -> Tensor | None:
+        if labels is None:
+            return None
+        _same_shape("gaussian", outputs, labels)
+        if labels.is_complex():
+            raise TypeError(f"labels must be real numbers, not {labels.dtype}.")
+        return labels.to(torch.promote_types(outputs.dtype, torch.float32))
 
     def score(self, outputs: Tensor, labels: Tensor) -> Tensor:
         f = at_least_float32(outputs)
