@@ -63,7 +63,7 @@ SETTINGS = {
     "512 units": Setting(units=512),
     "3 epochs": Setting(epochs=3),
     "128 units": Setting(units=128),
-    "Adam, rate 0.001": Setting(lr=0.001, adam=True, start=(3e3, 1e4)),
+    "Adam, rate 0.001": Setting(lr=0.001, adam=True),
 }
 RULES = [
     ("separate", 1.0),
