@@ -35,6 +35,7 @@ notebooks: $(VENV)/.tested  ## Execute the notebooks in place (ONLY="02 03" for 
 
 bench-fisher: $(VENV)/.tested  ## Measure the Fisher engine beside the alternatives
 	$(BIN)/python -m benchmarks.bench_fisher
+	$(BIN)/python -m benchmarks.bench_fisher_sizes
 
 bench-step: $(VENV)/.tested  ## Measure a training step with EWC beside a plain one
 	$(BIN)/python -m benchmarks.bench_step
