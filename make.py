@@ -110,7 +110,7 @@ COMMANDS: Dict[str, Command] = {
     "bench-fisher": Command(
         "Measure the Fisher engine beside the alternatives",
         "test",
-        module("benchmarks.bench_fisher"),
+        lambda options: [["benchmarks.bench_fisher"], ["benchmarks.bench_fisher_sizes"]],
     ),
     "bench-step": Command(
         "Measure a training step with EWC beside a plain one",

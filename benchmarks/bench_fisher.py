@@ -23,13 +23,13 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-import fisher_rivals as rivals
 import matplotlib.pyplot as plt
 import pandas as pd
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from benchmarks import fisher_rivals as rivals
 from benchmarks.timing import paired, peak_megabytes
 from ewc_tutorial.course.models import mlp, small_cnn
 from ewc_tutorial.fisher import fisher_diagonal

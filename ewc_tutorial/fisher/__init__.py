@@ -6,8 +6,10 @@ From the outside in:
 * ``samples``: batches of whatever the data is, ``inputs``: dictionaries of tensors among it;
 * ``likelihoods``: the gradients to start from at the model's outputs;
 * ``engine``: carries them to the parameters, each by the fastest rule that is right;
+* ``probe``, ``plans``: which rule that is, found out from a few samples, and remembered;
 * ``closed_forms``: squared gradients without gradients, from the inputs and outputs of layers;
 * ``per_sample``: what has none, by ``torch.func`` or sample by sample;
+* ``inputs``: all that these do with a model's inputs;
 * ``undisturbed``: leaves the model as it was.
 """
 

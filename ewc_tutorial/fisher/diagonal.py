@@ -303,17 +303,17 @@ def _sum_over_processes(sums: dict[str, Tensor], count: int) -> int:
 
 def _finished(name: str, mean: Tensor, parameter: Tensor) -> Tensor:
     result = mean.to(parameter.dtype)
-    if mean.isfinite().all() and not result.isfinite().all():
+    if result.isfinite().all():
+        return result
+    if mean.isfinite().all():
         raise ValueError(
             f"the Fisher information of parameter {name!r} reaches {mean.max().item():.3g}, more "
             f"than {parameter.dtype} can hold: convert the model with .float() or .bfloat16()."
         )
-    if not result.isfinite().all():
-        raise ValueError(
-            f"the Fisher information of parameter {name!r} is not finite: look for NaN or infinity "
-            "in the data and the weights."
-        )
-    return result
+    raise ValueError(
+        f"the Fisher information of parameter {name!r} is not finite: look for NaN or infinity in "
+        "the data and the weights."
+    )
 
 
 def _check_choice(argument: str, value: Any, choices: Iterable[str]) -> None:
