@@ -53,6 +53,6 @@ def test_logistic_fisher_is_the_mean_squared_score_over_the_models_own_labels(D,
         for label in torch.tensor([0.0, 1.0], dtype=torch.float64):
             score = torch.autograd.functional.jacobian(lambda at: log_p(at, row, label), theta)  # noqa: B023
             expected += log_p(theta, row, label).exp() * score.square() / N
-    for y in (torch.zeros(N), torch.ones(N)):
+    for y in (torch.zeros(N), torch.ones(N), torch.zeros(0)):
         found = reference.logistic_fisher(theta, x, y)
         torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-15)

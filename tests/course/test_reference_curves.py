@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from torch import nn
@@ -19,6 +19,7 @@ DIAGONALS = arrays(np.float64, 8, elements=st.floats(0, 100).map(lambda v: 0.0 i
 
 
 @given(MATRICES)
+@settings(max_examples=40, deadline=None)
 def test_the_metrics_of_the_package_are_the_textbook_ones(R):
     R = np.ascontiguousarray(R)
     for textbook, fast in (
@@ -30,6 +31,7 @@ def test_the_metrics_of_the_package_are_the_textbook_ones(R):
 
 
 @given(DIAGONALS, DIAGONALS)
+@settings(max_examples=40, deadline=None)
 def test_the_overlap_of_the_package_is_the_textbook_one(F1, F2):
     if not F1.any() or not F2.any():
         return
@@ -59,6 +61,12 @@ def test_the_descent_ends_at_the_weighted_mean_of_both_optima():
     # A gradient step and a proximal step stand still where the gradients of both terms cancel.
     optimum = (target + lam * fisher * anchor) / (1 + lam * fisher)
     torch.testing.assert_close(theta, optimum, atol=1e-12, rtol=0)
+
+
+def test_a_descent_of_no_steps_is_a_copy_of_the_anchor():
+    anchor = torch.ones(2)
+    reference.descend_with_ewc(lambda t: t, anchor, torch.ones(2), 1.0, 0.1, steps=0).zero_()
+    assert anchor.tolist() == [1.0, 1.0]
 
 
 def test_the_descent_takes_the_steps_of_the_ewc_class():

@@ -32,6 +32,7 @@ def test_logit_fisher_is_the_curvature_of_logsumexp():
     hessian = torch.autograd.functional.hessian(lambda v: v.logsumexp(0), z)
     torch.testing.assert_close(reference.logit_fisher(z), hessian)
     torch.testing.assert_close(reference.logit_fisher(z), torch.diag(p) - torch.outer(p, p))
+    assert reference.logit_fisher(z.bfloat16()).dtype == torch.bfloat16
 
 
 def test_score_by_finite_differences():
@@ -118,6 +119,23 @@ def test_batches_of_one_are_empirical_and_one_batch_is_the_squared_gradient():
         reference.fisher_batched(model, x, y, batch_size=len(x)),
         {name: g.square() for name, g in zip(names, whole, strict=True)},
     )
+
+
+def test_batches_are_of_32_unless_one_says_otherwise():
+    model, x, y = problem(n=129)
+    found = reference.fisher_batched(model, x, y)
+    close(found, reference.fisher_batched(model, x, y, batch_size=32))
+    for other in (31, 33, 64):
+        with pytest.raises(AssertionError):
+            close(found, reference.fisher_batched(model, x, y, batch_size=other))
+
+
+def test_a_label_too_few_is_an_error():
+    model, x, y = problem()
+    with pytest.raises(ValueError, match="zip"):
+        reference.fisher_empirical(model, x, y[:-1])
+    with pytest.raises(ValueError, match="zip"):
+        reference.fisher_batched(model, x, y[:-1], batch_size=2)
 
 
 def test_what_the_notebook_derives_about_batches():

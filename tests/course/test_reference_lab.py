@@ -21,6 +21,7 @@ def test_the_smallest_good_lambda_by_the_standard_error_of_scipy(n_seeds, seed):
     expected = lambdas[means >= limit].min()
     found = reference.smallest_good_lambda(torch.from_numpy(lambdas), torch.from_numpy(runs))
     assert found == expected
+    assert isinstance(found, float)
 
 
 def test_the_best_lambda_is_good_when_its_runs_do_not_scatter():
@@ -48,8 +49,17 @@ def test_interpolation_is_numpys_in_log_lambda(lam):
         assert float(found) == pytest.approx(expected, rel=1e-12)
 
 
+@pytest.mark.parametrize("lam", [0.05, 0.3])
+def test_a_grid_in_single_precision_costs_no_digits(lam):
+    lambdas = torch.tensor([0.0, 0.1, 0.7])
+    values = torch.tensor([0.5, 0.9, 0.6], dtype=torch.float64)
+    found = reference.interpolate_in_log_lambda(lambdas, values, lam)
+    exact = reference.interpolate_in_log_lambda(lambdas.double(), values, lam)
+    assert float(found) == pytest.approx(float(exact), rel=1e-12)
+
+
 @pytest.mark.parametrize("lam", [0.5, 101.0])
 def test_a_lambda_outside_the_grid_is_an_error(lam):
     grid = torch.tensor([1.0, 10.0, 100.0])
     with pytest.raises(ValueError, match=f"^lam must be between 1.0 and 100.0, not {lam}.$"):
-        reference.interpolate_in_log_lambda(grid, grid, lam)
+        reference.interpolate_in_log_lambda(grid, grid.neg(), lam)

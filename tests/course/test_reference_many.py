@@ -75,7 +75,9 @@ def test_share_free_is_the_geometric_series(lr, lam, steps):
     S[::7] = 0
     expected = sum(freedom(s) >= 0.5 for s in S.tolist()) / len(S)
     assert 0.2 < expected < 1
-    assert reference.share_free(S, lr, lam, steps) == pytest.approx(expected, abs=1e-12)
+    found = reference.share_free(S, lr, lam, steps)
+    assert isinstance(found, float)
+    assert found == pytest.approx(expected, abs=1e-12)
 
 
 def test_half_of_the_way_is_free():

@@ -66,6 +66,25 @@ def test_gradient_is_the_finite_difference_of_the_penalty():
             assert float(gradient[name][index]) == pytest.approx(slope, rel=1e-6, abs=1e-8)
 
 
+def test_names_without_weights_do_not_count():
+    theta, anchor, fisher = springs()
+    more = {"frozen": torch.ones(2, dtype=torch.float64)}
+    for function, further in (
+        (reference.ewc_penalty, (2.0,)),
+        (reference.ewc_gradient, (2.0,)),
+        (reference.proximal_step, (2.0, 0.1)),
+    ):
+        expected = function(theta, anchor, fisher, *further)
+        for others in ((anchor | more, fisher), (anchor, fisher | more)):
+            torch.testing.assert_close(function(theta, *others, *further), expected)
+
+
+def test_collapse_needs_an_anchor_for_each_fisher():
+    F = torch.ones(3)
+    with pytest.raises(ValueError, match="zip"):
+        reference.collapse_quadratics([F, F], [F])
+
+
 numbers = st.floats(-10, 10, allow_subnormal=False)
 positive = st.floats(1e-3, 1e3)
 
@@ -98,7 +117,7 @@ def test_proximal_step_ends_at_the_anchor_or_stays():
 
 
 @given(st.integers(1, 6), st.integers(0, 2**31))
-@settings(deadline=None, max_examples=50)
+@settings(deadline=None, max_examples=30)
 def test_collapse_equals_the_sum_everywhere(n_tasks, seed):
     generator = torch.Generator().manual_seed(seed)
     draw = [

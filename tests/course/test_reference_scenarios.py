@@ -35,6 +35,7 @@ def test_three_accuracies_by_sorting_the_classes(classes, per_task):
         right[1] += ranking[0] % per_task == label % per_task
         right[2] += ranking[0] == label
     found = reference.three_accuracies(logits, y, per_task)
+    assert all(isinstance(share, float) for share in found)
     assert found == pytest.approx([r / 60 for r in right])
 
 

@@ -56,6 +56,11 @@ def test_dropping_a_task_leaves_what_the_others_alone_would_give():
     torch.testing.assert_close(found_mu[2:], expected_mu[2:])
 
 
+def test_an_anchor_without_a_spring_is_zero_whatever_rounding_has_left():
+    S, mu, F, theta = torch.tensor([[0.5], [1.0], [0.5], [1.125]])
+    assert [v.tolist() for v in reference.drop_task(S, mu, F, theta)] == [[0.0], [0.0]]
+
+
 @pytest.mark.parametrize("n_retrained", [2, 3, 5])
 def test_disagreement_is_counted_pair_by_pair(n_retrained):
     generator = torch.Generator().manual_seed(n_retrained)
@@ -68,4 +73,5 @@ def test_disagreement_is_counted_pair_by_pair(n_retrained):
     among_them = [differ(a, b) for a, b in combinations(retrained, 2)]
     expected = (sum(to_them) / len(to_them)) / (sum(among_them) / len(among_them))
     found = reference.disagreement_in_spreads(answers, torch.stack(retrained))
+    assert isinstance(found, float)
     assert found == pytest.approx(expected)
