@@ -24,6 +24,7 @@ import torch
 from torch import Tensor, nn
 
 from ewc_tutorial.fisher import fisher_diagonal
+from ewc_tutorial.precision import widest
 
 RULES = ("separate", "latest", "online", "average")
 
@@ -163,7 +164,7 @@ class EWC(nn.Module):
                 share = torch.where(total > 0, F / total, 1.0)
                 offset = here - anchor
                 # What two quadratics around different anchors still cost at their common minimum.
-                constant += (S * share * offset.square()).sum(dtype=torch.float64).item()
+                constant += (S * share * offset.square()).sum(dtype=widest(S.device)).item()
                 updates.append((total, anchor + share * offset))
             elif self.rule == "average":
                 step = weight / total_weight if total_weight else 0.0

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from ewc_tutorial.diagnosis.report import Diagnosis, Finding, Tensors
 from ewc_tutorial.fisher.undisturbed import undisturbed
+from ewc_tutorial.precision import double
 
 
 def check_penalty(
@@ -40,7 +41,7 @@ def check_penalty(
             return float(found.detach() if isinstance(found, Tensor) else found)
 
     curvature = value(1) + value(-1) - 2 * value(0)
-    expected = sum((fisher[n].double() * delta[n].double() ** 2).sum().item() for n in fisher)
+    expected = sum((double(fisher[n]) * double(delta[n]) ** 2).sum().item() for n in fisher)
     report.checked.append("size of the penalty")
     if not expected:
         return None
@@ -106,9 +107,9 @@ def check_backward(
                 p.grad = grad
 
     plus, minus = gradient(1), gradient(-1)
-    expected = {n: -2 * lam * fisher[n].double() * delta[n].double() for n in here}
+    expected = {n: -2 * lam * double(fisher[n]) * double(delta[n]) for n in here}
     norm = sum(e.square().sum().item() for e in expected.values())
-    dot = sum(((plus[n].double() - minus[n].double()) * expected[n]).sum().item() for n in here)
+    dot = sum(((double(plus[n]) - double(minus[n])) * expected[n]).sum().item() for n in here)
     report.checked.append("pull per optimizer step")
     if not norm:
         return

@@ -27,6 +27,7 @@ from ewc_tutorial.fisher.likelihoods.base import Draws, Likelihood, Seeds
 from ewc_tutorial.fisher.per_sample import run
 from ewc_tutorial.fisher.samples import Batch, Samples, make_samples
 from ewc_tutorial.fisher.undisturbed import undisturbed
+from ewc_tutorial.precision import widest
 
 #: The seed of the random numbers when no generator is given.
 DEFAULT_SEED = 0
@@ -245,11 +246,9 @@ def _to_device(x: Inputs | None, device: torch.device) -> Inputs | None:
 
 
 def _zeros(engine: Engine) -> dict[str, Tensor]:
-    """Return the sums at their start: in float64, so that no error grows with the samples."""
+    """Return the sums at their start, so wide that no error grows with the samples."""
     return {
-        # Apple's devices have no float64.
-        name: torch.zeros_like(p, dtype=torch.float32 if p.device.type == "mps" else torch.float64)
-        for name, p in engine.parameters.items()
+        name: torch.zeros_like(p, dtype=widest(p.device)) for name, p in engine.parameters.items()
     }
 
 

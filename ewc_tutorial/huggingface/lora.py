@@ -24,6 +24,7 @@ from torch import Tensor, nn
 
 from ewc_tutorial.ewc import EWC
 from ewc_tutorial.huggingface.sequences import only_trainable
+from ewc_tutorial.precision import widest
 
 
 class LoraEWC(EWC):
@@ -168,8 +169,7 @@ def _proximal_rows(rows: Tensor, basis: Tensor, S: Tensor, mu: Tensor, c: float)
         S, mu: (R, D).
         c: η·λ.
     """
-    wide = [t.to(torch.float64) if t.device.type != "mps" else t for t in (rows, basis, S, mu)]
-    rows64, basis, S, mu = wide
+    rows64, basis, S, mu = (t.to(widest(t.device)) for t in (rows, basis, S, mu))
     r = len(basis)
     pairs = (basis[:, None] * basis).reshape(r * r, -1)
     system = c * (S @ pairs.T).reshape(-1, r, r) + torch.eye(r).to(S)

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from ewc_tutorial.ewc import EWC
 from ewc_tutorial.fisher import fisher_diagonal
+from ewc_tutorial.precision import double
 from ewc_tutorial.unlearning.records import FolderRecords, MemoryRecords, TaskRecord
 
 
@@ -280,7 +281,7 @@ def _subtracted(weights: Mapping[str, Tensor], gone: TaskRecord) -> dict[str, Te
     for name in gone.after.keys() & weights.keys():
         now = weights[name]
         before, after = _padded(gone.before[name], now), _padded(gone.after[name], now)
-        earlier = (now.double() - (after.double() - before.double())).to(now.dtype)
+        earlier = (double(now) - (double(after) - double(before))).to(now)
         result[name] = torch.where(now == after, before, earlier)
     return result
 

@@ -15,6 +15,7 @@ from ewc_tutorial.course.tasks import Task
 from ewc_tutorial.course.training import batches, count_steps, evaluation_steps
 from ewc_tutorial.ewc import EWC
 from ewc_tutorial.fisher import fisher_diagonal
+from ewc_tutorial.precision import double
 
 OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
     "sgd": torch.optim.SGD,
@@ -237,7 +238,7 @@ class _Record:
         room = _TEST_ELEMENTS.get(self._x.device.type, 2**18)
         chunk = max(16, room // (len(stack) * stack.weights[0].shape[1]))
         answers = [stack(x.unsqueeze(0)).argmax(-1) for x in self._x.split(chunk)]
-        right = (torch.cat(answers, dim=1) == self._y).double()
+        right = double(torch.cat(answers, dim=1) == self._y)
         by_task = [part.mean(1) for part in right.split(self._sizes, dim=1)]
         self._steps.append(step)
         self._curves.append(self._all_members(torch.stack(by_task, dim=1)))
@@ -292,6 +293,6 @@ class _Record:
     def _all_members(self, values: Tensor) -> np.ndarray:
         """Return ``(L, S, …)``, with what the members of a seed still share repeated."""
         S, L = self._shape
-        array = values.double().cpu().numpy()
+        array = double(values).cpu().numpy()
         array = array.reshape(S, -1, *array.shape[1:])
         return np.moveaxis(np.broadcast_to(array, (S, L, *array.shape[2:])), 0, 1).copy()
