@@ -30,6 +30,7 @@ from ewc_tutorial.fisher import fisher_diagonal
 from ewc_tutorial.fisher.likelihoods import ESTIMATORS
 from ewc_tutorial.fisher.undisturbed import only_trainable
 from ewc_tutorial.optimizers import known_optimizer, steps_of
+from ewc_tutorial.precision import widest
 
 RULES = ("separate", "latest", "online", "average")
 
@@ -214,7 +215,7 @@ class EWC(nn.Module):
                 share = torch.where(total > 0, F / total, 1.0)
                 offset = here - anchor
                 # What two quadratics around different anchors still cost at their common minimum.
-                constants[name] += (S * share * offset.square()).sum(dtype=torch.float64).item()
+                constants[name] += (S * share * offset.square()).sum(dtype=widest(S.device)).item()
                 updates.append((total, anchor + share * offset))
             elif self.rule == "average":
                 step = weight / total_weight if total_weight else 0.0

@@ -24,6 +24,7 @@ from ewc_tutorial.course.tasks import Task, joined, split_tasks
 from ewc_tutorial.course.training import OptimizerFactory, accuracies, train
 from ewc_tutorial.ewc import EWC
 from ewc_tutorial.fisher import fisher_diagonal
+from ewc_tutorial.precision import double
 from ewc_tutorial.randomness import as_generator
 
 SCENARIOS = ("task", "domain", "class")
@@ -411,7 +412,9 @@ def bias_correction(logits: Tensor, y: Tensor, per_task: int) -> Tensor:
     (Wu et al. 2019, *Large scale incremental learning*, correct a bias in this way from stored
     samples.)
     """
-    logits = logits.detach().double()
+    device = logits.device
+    logits = double(logits.detach())
+    y = y.to(logits.device)
     n_tasks = logits.shape[1] // per_task
     offsets = torch.zeros(n_tasks, dtype=torch.float64, device=logits.device, requires_grad=True)
     optimizer = torch.optim.LBFGS([offsets], max_iter=200, line_search_fn="strong_wolfe")
@@ -423,4 +426,4 @@ def bias_correction(logits: Tensor, y: Tensor, per_task: int) -> Tensor:
         return value
 
     optimizer.step(loss)
-    return offsets.detach().repeat_interleave(per_task).float()
+    return offsets.detach().repeat_interleave(per_task).float().to(device)

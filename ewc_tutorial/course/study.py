@@ -22,6 +22,7 @@ from ewc_tutorial.course.protocol import PROTOCOL
 from ewc_tutorial.course.tasks import Task, joined, permuted_tasks
 from ewc_tutorial.course.training import accuracies, train
 from ewc_tutorial.ewc import EWC
+from ewc_tutorial.precision import double
 from ewc_tutorial.unlearning.memory import TaskMemory
 
 METHODS = ("plain", "EWC")
@@ -186,7 +187,7 @@ def probability_of_less(values: Tensor, others: Tensor) -> float:
         values, others: ``(N,)`` and ``(M,)``; all N·M pairs are compared.
     """
     difference = values[:, None] - others[None, :]
-    return ((difference < 0).double() + 0.5 * (difference == 0).double()).mean().item()
+    return (double(difference < 0) + 0.5 * double(difference == 0)).mean().item()
 
 
 def distance(model: nn.Module, other: nn.Module) -> float:

@@ -7,6 +7,7 @@ initial weights, batches in the same order and the same number of steps.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +18,7 @@ from tqdm.auto import trange
 from ewc_tutorial.course.recorder import History, Recorder
 from ewc_tutorial.course.tasks import Task, joined
 from ewc_tutorial.ewc import EWC
+from ewc_tutorial.fisher.samples import make_samples
 from ewc_tutorial.randomness import as_generator
 
 #: How the penalty enters a step: after it (stable at every λ), as a gradient, or in the loss.
@@ -27,7 +29,7 @@ OptimizerFactory = Callable[..., torch.optim.Optimizer]
 
 def train(
     model: nn.Module,
-    data: Task | TensorDataset,
+    data: Any,
     *,
     epochs: int | None = None,
     steps: int | None = None,
@@ -45,7 +47,8 @@ def train(
 
     Args:
         model: maps inputs to logits ``(N, C)``; its training mode is restored afterwards.
-        data: a task, whose training part is used, or a data set of tensors.
+        data: a task, whose training part is used, or other data in any form that
+            :func:`~ewc_tutorial.fisher.fisher_diagonal` takes; it is read once and held in memory.
         epochs, steps: give one of them. An epoch is ⌊N / batch_size⌋ steps: the rest, other
             samples each time, is left out. A step on a handful of samples would throw the weights
             about as far as one on a full batch, just before they are evaluated or consolidated.
@@ -71,7 +74,7 @@ def train(
     if update not in UPDATES:
         raise ValueError(f"update must be one of {', '.join(UPDATES)}, not {update!r}.")
     device = _device_of(model)
-    x, y = (t.to(device) for t in _training_part(data).tensors)
+    x, y = (t.to(device) for t in _training_part(data))
     steps = count_steps(len(x), batch_size, epochs, steps)
     parameters = [p for p in model.parameters() if p.requires_grad]
     optim = optimizer(parameters, lr=lr)
@@ -154,6 +157,12 @@ def learn(
     """
     if not tasks:
         raise ValueError("tasks must hold at least one task, but it is empty.")
+    for task in tasks:
+        if not isinstance(task, Task):
+            raise TypeError(
+                "tasks must be of the class Task, which has training and test data, not a "
+                f"{type(task).__name__}; train(model, data) takes data alone."
+            )
     if joint and ewc is not None:
         raise ValueError("joint=True trains without a penalty: pass ewc=None with it.")
     device = _device_of(model)
@@ -232,8 +241,17 @@ def pick_device(device: str = "auto") -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
-def _training_part(data: Task | TensorDataset) -> TensorDataset:
-    return data.train if isinstance(data, Task) else data
+def _training_part(data: Any) -> tuple[Tensor, Tensor]:
+    """Return all inputs and labels of the data."""
+    batches = list(make_samples(data, None, torch.Generator()).batches(None))
+    if not batches:
+        raise ValueError("data must hold at least one sample, but it is empty.")
+    inputs, labels = zip(*batches, strict=True)
+    if not all(isinstance(x, Tensor) for x in inputs) or not all(y is not None for y in labels):
+        raise TypeError("data must have inputs in one tensor and labels, to train on.")
+    y = torch.cat(labels)
+    # Losses want whole numbers as int64.
+    return torch.cat(inputs), y if y.is_floating_point() else y.long()
 
 
 def _device_of(model: nn.Module) -> torch.device:

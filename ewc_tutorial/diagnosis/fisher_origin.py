@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from ewc_tutorial.fisher import fisher_diagonal
 from ewc_tutorial.fisher.undisturbed import undisturbed
+from ewc_tutorial.precision import double
 
 Batch = tuple[Tensor, Tensor | None]
 
@@ -199,7 +200,7 @@ def _overlap(F: Tensor, G: Tensor) -> float:
 
 def flat(fisher: dict[str, Tensor], names: list[str]) -> Tensor:
     """Return the entries of these parameters as one vector ``(P,)`` in float64 on the CPU."""
-    return torch.cat([fisher[name].detach().flatten().double().cpu() for name in names])
+    return torch.cat([double(fisher[name].detach()).flatten().cpu() for name in names])
 
 
 # --- A reader's own function --------------------------------------------------------------------

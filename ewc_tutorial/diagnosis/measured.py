@@ -14,6 +14,7 @@ from ewc_tutorial.diagnosis.report import Diagnosis, Finding, Tensors
 from ewc_tutorial.ewc import EWC, L2
 from ewc_tutorial.fisher.samples import make_samples
 from ewc_tutorial.fisher.undisturbed import only_trainable
+from ewc_tutorial.precision import double
 
 
 def check_fisher(
@@ -107,10 +108,10 @@ def check_checkpoint(
     report.checked.append("place of the anchor")
     common = [n for n in anchor if n in checkpoint and anchor[n].shape == checkpoint[n].shape]
     moved = [
-        (anchor[n].double().cpu() - checkpoint[n].detach().double().cpu()).norm().item()
+        (double(anchor[n]).cpu() - double(checkpoint[n].detach()).cpu()).norm().item()
         for n in common
     ]
-    size = sum(checkpoint[n].detach().double().norm().item() ** 2 for n in common) ** 0.5
+    size = sum(double(checkpoint[n].detach()).norm().item() ** 2 for n in common) ** 0.5
     distance = sum(d**2 for d in moved) ** 0.5
     if distance > 1e-3 * size:
         report.findings.append(

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from ewc_tutorial.diagnosis.report import Diagnosis, Finding, Tensors
 from ewc_tutorial.fisher.undisturbed import undisturbed
+from ewc_tutorial.precision import double
 
 
 def check_penalty(
@@ -47,7 +48,7 @@ def check_penalty(
             found = _call(penalty, model)
             there = values()
             textbook = sum(
-                0.5 * (fisher[n].double() * (there[n].detach() - anchor[n]).double() ** 2).sum()
+                0.5 * (double(fisher[n]) * double(there[n].detach() - anchor[n]) ** 2).sum()
                 for n in fisher
             )
             return float(found.detach() if isinstance(found, Tensor) else found), float(textbook)
@@ -123,9 +124,9 @@ def check_backward(
                 p.grad = grad
 
     plus, minus = gradient(1), gradient(-1)
-    expected = {n: -2 * lam * fisher[n].double() * delta[n].double() for n in here}
+    expected = {n: -2 * lam * double(fisher[n]) * double(delta[n]) for n in here}
     norm = sum(e.square().sum().item() for e in expected.values())
-    dot = sum(((plus[n].double() - minus[n].double()) * expected[n]).sum().item() for n in here)
+    dot = sum(((double(plus[n]) - double(minus[n])) * expected[n]).sum().item() for n in here)
     report.checked.append("pull per optimizer step")
     if not norm:
         return

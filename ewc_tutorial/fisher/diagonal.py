@@ -30,6 +30,7 @@ from ewc_tutorial.fisher.per_sample import run
 from ewc_tutorial.fisher.probe import PROBE_SIZE
 from ewc_tutorial.fisher.samples import Batch, Samples, make_samples
 from ewc_tutorial.fisher.undisturbed import undisturbed
+from ewc_tutorial.precision import widest
 from ewc_tutorial.randomness import as_generator
 
 #: The batch that ``batched`` averages over, where the data has no batches of its own.
@@ -269,11 +270,9 @@ def _warn_of_many_passes(passes: int) -> None:
 
 
 def _zeros(engine: Engine) -> dict[str, Tensor]:
-    """Return the sums at their start: in float64, so that no error grows with the samples."""
+    """Return the sums at their start, so wide that no error grows with the samples."""
     return {
-        # Apple's devices have no float64.
-        name: torch.zeros_like(p, dtype=torch.float32 if p.device.type == "mps" else torch.float64)
-        for name, p in engine.parameters.items()
+        name: torch.zeros_like(p, dtype=widest(p.device)) for name, p in engine.parameters.items()
     }
 
 

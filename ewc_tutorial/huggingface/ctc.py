@@ -22,6 +22,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from ewc_tutorial.fisher.likelihoods.base import Draws, Likelihood, Seeds
+from ewc_tutorial.precision import widest
 
 
 @dataclass(frozen=True)
@@ -126,5 +127,4 @@ class CTC(Likelihood):
 
 
 def _wide(outputs: Tensor) -> Tensor:
-    # Apple's devices have no float64.
-    return outputs.detach().to(torch.float32 if outputs.device.type == "mps" else torch.float64)
+    return outputs.detach().to(widest(outputs.device))

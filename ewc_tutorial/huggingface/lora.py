@@ -23,6 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from ewc_tutorial.ewc import EWC, rates_by_name
+from ewc_tutorial.precision import widest
 
 
 class LoraEWC(EWC):
@@ -197,7 +198,7 @@ def _proximal_rows(
         c: η·λ.
         d: a number, or (R, r).
     """
-    wide = [t.to(torch.float64) if t.device.type != "mps" else t for t in (rows, basis, S, mu)]
+    wide = (t.to(widest(t.device)) for t in (rows, basis, S, mu))
     rows_wide, basis, S, mu = wide
     d = torch.as_tensor(d).to(rows_wide).expand_as(rows_wide)
     r = len(basis)

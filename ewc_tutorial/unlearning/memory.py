@@ -22,6 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from ewc_tutorial.ewc import EWC
+from ewc_tutorial.precision import double
 from ewc_tutorial.unlearning.records import FolderRecords, MemoryRecords, TaskRecord
 
 
@@ -278,7 +279,7 @@ def _subtracted(weights: Mapping[str, Tensor], gone: TaskRecord) -> dict[str, Te
     for name in gone.after.keys() & weights.keys():
         now = weights[name]
         before, after = _padded(gone.before[name], now), _padded(gone.after[name], now)
-        earlier = (now.double() - (after.double() - before.double())).to(now.dtype)
+        earlier = (double(now) - (double(after) - double(before))).to(now)
         result[name] = torch.where(now == after, before, earlier)
     return result
 

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from ewc_tutorial import files
+from ewc_tutorial.precision import double
 
 MANIFEST = "manifest.json"
 
@@ -43,7 +44,7 @@ class TaskRecord:
     @property
     def update(self) -> dict[str, Tensor]:
         """Δ = after − before per parameter, in float64: the sum of all the task's steps."""
-        return {name: self.after[name].double() - self.before[name].double() for name in self.after}
+        return {name: double(self.after[name]) - double(self.before[name]) for name in self.after}
 
     @property
     def n_bytes(self) -> int:

@@ -11,11 +11,11 @@ import pytest
 import torch
 from torch import nn
 from torch.nn import functional
-from torch.utils.data import TensorDataset
+from torch.utils.data import DataLoader, Subset, TensorDataset
 
 from ewc_tutorial.course.models import mlp
 from ewc_tutorial.course.recorder import Recorder
-from ewc_tutorial.course.tasks import permuted_tasks
+from ewc_tutorial.course.tasks import Task, permuted_tasks
 from ewc_tutorial.course.training import accuracies, learn, train
 from ewc_tutorial.ewc import EWC, L2
 
@@ -230,3 +230,48 @@ def test_an_ewc_of_a_copy_is_refused(tasks, update):
     with pytest.raises(ValueError, match="protects another model"):
         train(model, tasks[0], steps=1, ewc=ewc, update=update)
     assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
+
+
+def samples(n=64):
+    g = torch.Generator().manual_seed(3)
+    return torch.randn(n, 6, generator=g), torch.randint(3, (n,), generator=g)
+
+
+@pytest.mark.parametrize(
+    "container",
+    [
+        lambda x, y: (x, y),
+        lambda x, y: (x, y.to(torch.uint8)),
+        TensorDataset,
+        lambda x, y: Subset(TensorDataset(x, y), range(len(x))),
+        lambda x, y: DataLoader(TensorDataset(x, y), batch_size=7),
+        lambda x, y: ((x[i : i + 9], y[i : i + 9]) for i in range(0, len(x), 9)),
+        lambda x, y: Task("A", TensorDataset(x, y), TensorDataset(x, y), (0, 1, 2)),
+    ],
+)
+def test_train_takes_what_the_fisher_information_is_measured_on(container):
+    x, y = samples()
+    one, other = mlp(6, [8], 3, seed=0), mlp(6, [8], 3, seed=0)
+    losses = train(one, TensorDataset(x, y), epochs=2)
+    assert torch.equal(train(other, container(x, y), epochs=2), losses)
+    assert all(torch.equal(p, q) for p, q in zip(one.parameters(), other.parameters(), strict=True))
+
+
+@pytest.mark.parametrize(
+    ("data", "error", "sentence"),
+    [
+        (3, TypeError, "data must be a task"),
+        ([], ValueError, "at least one sample"),
+        ((samples()[0], None), TypeError, "labels, to train on"),
+        (({"x": samples()[0]}, samples()[1]), TypeError, "in one tensor"),
+    ],
+)
+def test_what_train_cannot_take(data, error, sentence):
+    with pytest.raises(error, match=sentence):
+        train(mlp(6, [8], 3), data, epochs=1)
+
+
+def test_learn_takes_tasks():
+    x, y = samples()
+    with pytest.raises(TypeError, match="of the class Task.*not a DataLoader; train.model, data."):
+        learn(mlp(6, [8], 3), [DataLoader(TensorDataset(x, y))], epochs=1)

@@ -22,6 +22,8 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor
 
+from ewc_tutorial.precision import widest
+
 NEEDS_LABELS = ("empirical", "batched")
 
 
@@ -47,13 +49,14 @@ class Draws:
         return self._take("randn", like)
 
     def _take(self, kind: str, like: Tensor) -> Tensor:
-        pieces = [self._rest.get(kind, torch.empty(0, dtype=torch.float64))]
+        dtype = widest(self._generator.device)
+        pieces = [self._rest.get(kind, torch.empty(0, dtype=dtype))]
         while sum(len(piece) for piece in pieces) < like.numel():
             block = getattr(torch, kind)(
                 self.BLOCK,
                 generator=self._generator,
                 device=self._generator.device,
-                dtype=torch.float64,
+                dtype=dtype,
             )
             pieces.append(block.cpu())
         numbers = torch.cat(pieces)
