@@ -16,6 +16,7 @@ from ewc_tutorial.course.tasks import Task, joined
 from ewc_tutorial.course.training import batches, count_steps
 from ewc_tutorial.ewc import EWC
 from ewc_tutorial.fisher import fisher_diagonal
+from ewc_tutorial.precision import double
 
 OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
     "sgd": torch.optim.SGD,
@@ -240,13 +241,13 @@ def _accuracies(stack: StackedMLP, x: Tensor, y: Tensor, sizes: Sequence[int]) -
     room = _TEST_ELEMENTS.get(x.device.type, 2**18)
     chunk = max(16, room // (len(stack) * stack.weights[0].shape[1]))
     answers = [stack(images.unsqueeze(0)).argmax(-1) for images in x.split(chunk)]
-    right = (torch.cat(answers, dim=1) == y).double()
+    right = double(torch.cat(answers, dim=1) == y)
     return torch.stack([part.mean(1) for part in right.split(sizes, dim=1)], dim=1)
 
 
 def _members(values: Tensor, S: int, L: int) -> np.ndarray:
     """Return ``(L, S, …)`` of ``(S, …)``, shared by the members of a seed, or ``(S·L, …)``."""
-    array = values.double().cpu().numpy()
+    array = double(values).cpu().numpy()
     array = array.reshape(S, -1, *array.shape[1:])
     return np.moveaxis(np.broadcast_to(array, (S, L, *array.shape[2:])), 0, 1).copy()
 
