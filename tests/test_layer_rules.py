@@ -247,12 +247,13 @@ def test_the_orders_of_contraction_agree():
 
 def test_the_cheaper_order_is_chosen():
     def chosen(positions, passes):
-        part = Product(torch.zeros(2, 1, 3, positions), lambda g: g)
-        return type(sums.make_reducer([part], torch.Size([4, 3]), passes, 100)).__name__
+        part = Product(torch.zeros(2, 1, 300, positions), lambda g: g)
+        return type(sums.make_reducer([part], torch.Size([40, 300]), passes, 100)).__name__
 
     assert chosen(positions=1, passes=1) == "SquaredFactors"
-    assert chosen(positions=4, passes=9) == "PositionPairs"
-    assert chosen(positions=4, passes=1) == chosen(positions=49, passes=9) == "SquaredProducts"
+    assert chosen(positions=4, passes=99) == chosen(positions=16, passes=999) == "PositionPairs"
+    assert chosen(positions=4, passes=1) == chosen(positions=16, passes=20) == "SquaredProducts"
+    assert chosen(positions=784, passes=99_999) == "SquaredProducts"  # no room for so many pairs
 
 
 def test_an_embedding_never_holds_a_table_per_sample():

@@ -11,25 +11,31 @@ gradients to start from at the model's outputs, ``engine.py`` carries them to th
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
+from itertools import islice
 from typing import Any
 
 import torch
 import torch.distributed
 from torch import Tensor, nn
 
-from ewc_tutorial.fisher.engine import PROBE_SIZE, Engine
+from ewc_tutorial.fisher.engine import Engine
+from ewc_tutorial.fisher.inputs import Inputs, apply, n_samples
 from ewc_tutorial.fisher.likelihoods import ESTIMATORS, make_likelihood
 from ewc_tutorial.fisher.likelihoods.base import Draws, Likelihood, Seeds
 from ewc_tutorial.fisher.per_sample import run
+from ewc_tutorial.fisher.probe import PROBE_SIZE
 from ewc_tutorial.fisher.samples import Batch, Samples, make_samples
 from ewc_tutorial.fisher.undisturbed import undisturbed
 from ewc_tutorial.randomness import as_generator
 
 #: The batch that ``batched`` averages over, where the data has no batches of its own.
 DEFAULT_BATCH = 32
+#: Backward passes per batch from which on ``exact`` warns.
+MANY_PASSES = 1000
 
 
 def fisher_diagonal(
@@ -64,7 +70,8 @@ def fisher_diagonal(
             widespread mistake, for comparison only.
         n_samples: use a random subset of so many samples, without replacement (all, if there are
             fewer); of an iterable, the first so many.
-        batch_size: samples per pass. It bounds memory and does not change the result, but for
+        batch_size: samples per pass (default: what fits 64 MiB on a CPU and 1 GiB elsewhere, and
+            one sample at least). It bounds memory and does not change the result, but for
             ``batched``, where it is the size of the batch that is averaged (default: 32, or the
             iterable's own batches).
         likelihood: how the outputs are read.
@@ -72,8 +79,8 @@ def fisher_diagonal(
             a sample is one sequence and its score the gradient of the summed log-likelihoods of
             its tokens. Given the inputs the tokens' labels are independent, so the cross terms of
             their scores vanish in the expectation: ``exact`` is then the sum over tokens of each
-            token's expected squared score, in T·(C − 1) backward passes. ``sampled`` estimates the
-            same in one.
+            token's expected squared score, in T·(C − 1) backward passes per batch (with a warning
+            from a thousand on). ``sampled`` estimates the same in one.
             ``bernoulli``: logits (B,) or (B, K) of independent labels 0 or 1.
             ``gaussian``: means (B,) or (B, K) with a fixed variance.
             A :class:`~ewc_tutorial.fisher.seeds.Likelihood` of your own will do as well.
@@ -106,7 +113,9 @@ def fisher_diagonal(
         batches = _batches(samples, engine, estimator, batch_size)
 
         def seeds(outputs: Tensor, y: Tensor | None) -> Seeds:
-            return rule.seeds(estimator, outputs, y, draws)
+            found = rule.seeds(estimator, outputs, y, draws)
+            _warn_of_many_passes(len(found))
+            return found
 
         step = _squared_batch_mean if estimator == "batched" else Engine.squares
         sums, count = _summed(engine, _with_progress(batches, samples, progress), step, seeds)
@@ -150,7 +159,12 @@ def explain_fisher(
         if head is None:
             raise ValueError("data must have at least one sample, but it is empty.")
         x, y = (_to_device(t, engine.device) for t in head)
-        engine.squares(x, lambda outputs: rule.seeds(estimator, outputs, y, Draws(generator)))
+
+        def first_seed(outputs: Tensor) -> Seeds:
+            found = rule.seeds(estimator, outputs, y, Draws(generator))
+            return Seeds(lambda: islice(found, 1), 1)
+
+        engine.squares(x, first_seed)
         return {prefix + name: engine.explanation[name] for name in engine.parameters}
 
 
@@ -181,7 +195,7 @@ def _unwrapped(model: nn.Module) -> tuple[nn.Module, str]:
 def _summed(
     engine: Engine,
     batches: Iterator[Batch],
-    step: Callable[[Engine, Tensor, Callable[[Tensor], Seeds]], dict[str, Tensor]],
+    step: Callable[[Engine, Inputs, Callable[[Tensor], Seeds]], dict[str, Tensor]],
     make_seeds: Callable[[Tensor, Tensor | None], Seeds],
 ) -> tuple[dict[str, Tensor], int]:
     """Return the sums over all batches, and the number of samples in them."""
@@ -190,7 +204,7 @@ def _summed(
         x, y = _to_device(x, engine.device), _to_device(y, engine.device)
         for name, squares in step(engine, x, partial(make_seeds, y=y)).items():
             sums[name] += squares
-        count += len(x)
+        count += n_samples(x)
     return sums, count
 
 
@@ -201,9 +215,10 @@ def _batches(
         size = batch_size or (None if samples.own_batches else DEFAULT_BATCH)
         return samples.batches(size, merge=True)
     head = samples.head(PROBE_SIZE)
-    if head is not None:
-        engine.probe(_to_device(head[0], engine.device))
-    return samples.batches(batch_size or engine.batch_size)
+    if head is None:
+        return iter(())
+    engine.prepare(_to_device(head[0], engine.device))
+    return samples.batches(batch_size or engine.batch_size(many_passes=estimator == "exact"))
 
 
 def _with_progress(batches: Iterator[Batch], samples: Samples, progress: bool) -> Iterator[Batch]:
@@ -216,15 +231,25 @@ def _with_progress(batches: Iterator[Batch], samples: Samples, progress: bool) -
     with tqdm(total=samples.total, desc="Fisher information", unit="samples", delay=1.0) as bar:
         for batch in batches:
             yield batch
-            bar.update(len(batch[0]))
+            bar.update(n_samples(batch[0]))
 
 
-def _to_device(tensor: Tensor | None, device: torch.device) -> Tensor | None:
-    if tensor is None:
-        return None
-    moved = tensor.to(device, non_blocking=True)
-    # Autograd cannot keep tensors that were made in inference mode.
-    return moved.clone() if moved.is_inference() else moved
+def _to_device(x: Inputs | None, device: torch.device) -> Inputs | None:
+    def moved(tensor: Tensor) -> Tensor:
+        tensor = tensor.to(device, non_blocking=True)
+        # Autograd cannot keep tensors that were made in inference mode.
+        return tensor.clone() if tensor.is_inference() else tensor
+
+    return None if x is None else apply(moved, x)
+
+
+def _warn_of_many_passes(passes: int) -> None:
+    if passes > MANY_PASSES:
+        warnings.warn(
+            f"estimator 'exact' needs {passes:,} backward passes per batch here, one for each "
+            "class and output: 'sampled' estimates the same in one.",
+            stacklevel=2,
+        )
 
 
 def _zeros(engine: Engine) -> dict[str, Tensor]:
@@ -237,14 +262,15 @@ def _zeros(engine: Engine) -> dict[str, Tensor]:
 
 
 def _squared_batch_mean(
-    engine: Engine, x: Tensor, make_seeds: Callable[[Tensor], Seeds]
+    engine: Engine, x: Inputs, make_seeds: Callable[[Tensor], Seeds]
 ) -> dict[str, Tensor]:
     """Return the squared mean gradient of one batch, times its number of samples."""
     outputs = run(engine.model, x)
     (seed,) = make_seeds(outputs.detach())
     parameters = list(engine.parameters.values())
-    gradients = torch.autograd.grad(outputs, parameters, seed / len(x), materialize_grads=True)
-    return {n: g.square() * len(x) for n, g in zip(engine.parameters, gradients, strict=True)}
+    batch = len(outputs)
+    gradients = torch.autograd.grad(outputs, parameters, seed / batch, materialize_grads=True)
+    return {n: g.square() * batch for n, g in zip(engine.parameters, gradients, strict=True)}
 
 
 def _sum_over_processes(sums: dict[str, Tensor], count: int) -> int:

@@ -8,7 +8,7 @@ batch. :func:`squares_by_vmap` does a chunk of samples at a time through ``torch
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from itertools import islice
 
@@ -16,14 +16,17 @@ import torch
 from torch import Tensor, nn
 from torch.func import vjp, vmap
 
-#: Seeds that are held at a time, so that memory does not grow with the number of classes.
-SEEDS_AT_A_TIME = 16
+from ewc_tutorial.fisher.inputs import Inputs, apply, n_samples, one_by_one, take
+
+#: Seeds that are held at a time, and their elements, so that memory does not grow with the number
+#: of classes.
+SEEDS_AT_A_TIME, SEED_ELEMENTS_AT_A_TIME = 16, 2**20
 
 Squares = dict[str, Tensor]
 
 
 def squares_by_vmap(
-    model: nn.Module, names: list[str], x: Tensor, seeds: Iterable[Tensor], chunk: int
+    model: nn.Module, names: list[str], x: Inputs, seeds: Iterable[Tensor], chunk: int
 ) -> Squares:
     """Return Σ_n Σ_k (J_nᵀ s_nk)² for the parameters ``names``.
 
@@ -37,12 +40,13 @@ def squares_by_vmap(
     Raises:
         RuntimeError: the model does something that ``torch.func`` cannot follow.
     """
-    parameters, others = _split(model, names)
+    others = {name: p.detach() for name, p in model.named_parameters()}
+    parameters = {name: others.pop(name) for name in names}
 
-    def squares(xi: Tensor, seeds_i: Tensor) -> Squares:
+    def squares(xi: Inputs, seeds_i: Tensor) -> Squares:
         def forward(p: Squares) -> Tensor:
             with _replaced(model, others | p):
-                return run(model, xi.unsqueeze(0)).squeeze(0)
+                return run(model, apply(lambda t: t.unsqueeze(0), xi)).squeeze(0)
 
         _, pull_back = vjp(forward, parameters)
         total = _zeros(parameters)
@@ -56,58 +60,66 @@ def squares_by_vmap(
         # That torch.func goes through an operation sample by sample is why this is a fall-back.
         warnings.filterwarnings("ignore", "There is a performance drop", UserWarning)
         for some in _stacked(seeds):
-            for x_part, seeds_part in zip(x.split(chunk), some.split(chunk), strict=True):
-                for name, value in vmap(squares)(x_part, seeds_part).items():
+            for start in range(0, len(some), chunk):
+                rows = slice(start, start + chunk)
+                for name, value in vmap(squares)(take(x, rows), some[rows]).items():
                     sums[name] += value.sum(0)
     return sums
 
 
 def squares_by_loop(
-    model: nn.Module, names: list[str], x: Tensor, seeds: Iterable[Tensor]
+    model: nn.Module, parameters: Mapping[str, Tensor], x: Inputs, seeds: Iterable[Tensor]
 ) -> Squares:
-    """Return what :func:`squares_by_vmap` does, by a forward pass per sample."""
-    parameters, others = _split(model, names)
-    parameters = {name: p.requires_grad_() for name, p in parameters.items()}
+    """Return Σ_n Σ_k (J_nᵀ s_nk)² for some parameters, by a forward pass per sample.
+
+    Args:
+        model: in the mode that it is to be differentiated in.
+        parameters: leaves that the model's outputs depend on, by name.
+        x: inputs (B, ...).
+        seeds: gradients by the outputs, each (B, ...) like the model's outputs.
+    """
     sums = _zeros(parameters)
     for some in _stacked(seeds):
-        for i, sample in enumerate(x.split(1)):
-            with _replaced(model, others | parameters):
-                outputs = run(model, sample)
-            for seed in some[i]:
+        for sample, seeds_i in zip(one_by_one(x), some, strict=True):
+            outputs = run(model, sample)
+            for seed in seeds_i if outputs.requires_grad else ():
                 _add_squares(sums, parameters, outputs, seed.reshape(outputs.shape))
     return sums
 
 
-def outputs_one_by_one(model: nn.Module, x: Tensor) -> Tensor:
+def outputs_one_by_one(model: nn.Module, x: Inputs) -> Tensor:
     """Return the outputs of every sample as the model gives them for a batch of that sample."""
-    with torch.no_grad():
-        return torch.cat([run(model, sample) for sample in x.split(1)])
+    # With a graph: a model may keep a table for later that it makes of its parameters here.
+    return torch.cat([run(model, sample).detach() for sample in one_by_one(x)])
 
 
-def run(model: nn.Module, x: Tensor) -> Tensor:
+def run(model: nn.Module, x: Inputs) -> Tensor:
     """Return the model's outputs (B, ...) for inputs (B, ...).
 
     Raises:
         TypeError: the model returns something else than a tensor.
         ValueError: the outputs have no row for each sample.
     """
-    outputs = model(x)
+    batch = n_samples(x)
+    outputs = model(x) if isinstance(x, Tensor) else model(**x)
     if not isinstance(outputs, Tensor):
         raise TypeError(
             f"model must return a tensor of outputs, not a {type(outputs).__name__}: wrap it in a "
             "module that returns the logits."
         )
-    if outputs.ndim == 0 and len(x) == 1:  # squeeze() took the samples' dimension, too
+    if outputs.ndim == 0 and batch == 1:  # squeeze() took the samples' dimension, too
         outputs = outputs.reshape(1)
-    if outputs.ndim == 0 or len(outputs) != len(x):
+    if outputs.ndim == 0 or len(outputs) != batch:
         raise ValueError(
-            f"model must return as many rows as it gets, but for inputs {tuple(x.shape)} it "
-            f"returned {tuple(outputs.shape)}."
+            f"model must return as many rows as it gets, but for {batch} inputs it returned "
+            f"{tuple(outputs.shape)}."
         )
     return outputs
 
 
-def _add_squares(sums: Squares, parameters: Squares, outputs: Tensor, seed: Tensor) -> None:
+def _add_squares(
+    sums: Squares, parameters: Mapping[str, Tensor], outputs: Tensor, seed: Tensor
+) -> None:
     gradients = torch.autograd.grad(
         outputs, list(parameters.values()), seed, retain_graph=True, allow_unused=True
     )
@@ -115,15 +127,6 @@ def _add_squares(sums: Squares, parameters: Squares, outputs: Tensor, seed: Tens
         if gradient is not None:
             gradient = gradient.to_dense() if gradient.is_sparse else gradient
             sums[name] += gradient.to(sums[name]).square()
-
-
-def _split(model: nn.Module, names: list[str]) -> tuple[Squares, Squares]:
-    """Return the parameters asked for and the other ones, cut off from the model's own graph.
-
-    The copies share memory with the model's parameters, but not their gradient hooks.
-    """
-    detached = {name: p.detach() for name, p in model.named_parameters()}
-    return {name: detached.pop(name) for name in names}, detached
 
 
 @contextmanager
@@ -146,7 +149,7 @@ def _replaced(model: nn.Module, tensors: Squares) -> Iterator[None]:
             module._parameters[name] = parameter
 
 
-def _zeros(parameters: Squares) -> Squares:
+def _zeros(parameters: Mapping[str, Tensor]) -> Squares:
     return {
         name: torch.zeros_like(p, dtype=torch.promote_types(p.dtype, torch.float32))
         for name, p in parameters.items()
@@ -156,5 +159,7 @@ def _zeros(parameters: Squares) -> Squares:
 def _stacked(seeds: Iterable[Tensor]) -> Iterator[Tensor]:
     """Yield groups of seeds as (B, K, ...)."""
     iterator = iter(seeds)
-    while group := list(islice(iterator, SEEDS_AT_A_TIME)):
-        yield torch.stack(group, dim=1)
+    for first in iterator:
+        size = max(1, min(SEEDS_AT_A_TIME, SEED_ELEMENTS_AT_A_TIME // max(1, first.numel())))
+        group = [first, *islice(iterator, size - 1)]
+        yield torch.stack(group, dim=1) if len(group) > 1 else first.unsqueeze(1)

@@ -31,6 +31,7 @@ def undisturbed(model: nn.Module) -> Iterator[None]:
                 # uses from the engine.
                 dtype = torch.get_autocast_dtype(kind)
                 stack.enter_context(torch.autocast(kind, dtype=dtype, cache_enabled=False))
+        stack.enter_context(_gradient_hooks_off(model))
         try:
             model.eval()
             yield
@@ -42,6 +43,19 @@ def undisturbed(model: nn.Module) -> Iterator[None]:
                     module._buffers[name] = buffer
                     if buffer is not None and not torch.equal(buffer, value):
                         buffer.copy_(value)
+
+
+@contextmanager
+def _gradient_hooks_off(model: nn.Module) -> Iterator[None]:
+    """Take the user's hooks off the parameters: they would change gradients or count them."""
+    hooks = [(p, p._backward_hooks) for p in model.parameters() if p._backward_hooks]
+    for parameter, _ in hooks:
+        parameter._backward_hooks = None
+    try:
+        yield
+    finally:
+        for parameter, before in hooks:
+            parameter._backward_hooks = before
 
 
 @contextmanager

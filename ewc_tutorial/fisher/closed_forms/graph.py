@@ -11,9 +11,11 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
+from collections.abc import Container, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 
-from torch import Tensor, nn
+from torch import Tensor
 from torch.autograd.graph import GradientEdge, Node
 
 from ewc_tutorial.fisher.closed_forms.calls import Call, wide
@@ -35,6 +37,11 @@ class Use:
     part: Part
     kind: str
     assumed: bool = False
+
+
+def kinds(uses: list[Use]) -> frozenset[str]:
+    """Return how uses were understood."""
+    return frozenset(use.kind for use in uses)
 
 
 class Graph:
@@ -65,8 +72,37 @@ class Graph:
         return node in self.consumers
 
 
+def readings(
+    graph: Graph,
+    calls: list[Call],
+    parameters: Mapping[str, Tensor],
+    batch: int,
+    done: Container[str],
+) -> Iterator[dict[str, list[Use]]]:
+    """Yield readings of the graph: each gives the uses of the parameters that it can read.
+
+    Args:
+        graph: behind the outputs of a batch.
+        calls: of layers, in the same forward pass.
+        parameters: by name.
+        batch: the number of samples.
+        done: parameters that are in here when the next reading is asked for are left out of it.
+    """
+    yield layer_uses(graph, calls, parameters, batch)
+    for read in (
+        broadcast_uses,
+        partial(product_uses, positions_first=False),
+        partial(product_uses, positions_first=True),
+    ):
+        left = {name: p for name, p in parameters.items() if name not in done}
+        if not left:
+            return
+        found = {name: read(graph, p, batch) for name, p in left.items()}
+        yield {name: uses for name, uses in found.items() if uses is not None}
+
+
 def layer_uses(
-    graph: Graph, calls: list[Call], parameters: dict[str, nn.Parameter], batch: int
+    graph: Graph, calls: list[Call], parameters: Mapping[str, Tensor], batch: int
 ) -> dict[str, list[Use]]:
     """Return the uses of the parameters that only layers with a closed form use.
 
@@ -86,7 +122,7 @@ def layer_uses(
     return {n: uses for n, uses in found.items() if len(graph.users[parameters[n]]) == len(uses)}
 
 
-def broadcast_uses(graph: Graph, parameter: nn.Parameter, batch: int) -> list[Use] | None:
+def broadcast_uses(graph: Graph, parameter: Tensor, batch: int) -> list[Use] | None:
     """Return the one use of a parameter that meets the samples in one broadcast, or None.
 
     Position tables, class tokens and layer scales are added to, or multiplied with, a tensor of all
@@ -124,7 +160,7 @@ def broadcast_uses(graph: Graph, parameter: nn.Parameter, batch: int) -> list[Us
 
 
 def product_uses(
-    graph: Graph, parameter: nn.Parameter, batch: int, positions_first: bool
+    graph: Graph, parameter: Tensor, batch: int, positions_first: bool
 ) -> list[Use] | None:
     """Return the uses of a parameter, each as the W or b of x Wᵀ, x W or x Wᵀ + b, or None.
 
@@ -139,7 +175,7 @@ def product_uses(
 
 
 def _product_use(
-    graph: Graph, node: Node, parameter: nn.Parameter, batch: int, positions_first: bool
+    graph: Graph, node: Node, parameter: Tensor, batch: int, positions_first: bool
 ) -> Use | None:
     below, turned = None, False
     while (name := node.name().removesuffix("0")) in (*_TURNS, _CAST):
@@ -181,7 +217,7 @@ _CAST = "ToCopyBackward"
 _BROADCASTS = ("AddBackward", "ExpandBackward", "MulBackward")
 
 
-def _enters(node: Node, place: int, below: Node | None, parameter: nn.Parameter) -> bool:
+def _enters(node: Node, place: int, below: Node | None, parameter: Tensor) -> bool:
     """Return whether an argument of ``node`` is ``below``'s result, or the parameter itself."""
     argument = node.next_functions[place][0]
     if below is not None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ewc_tutorial.fisher.closed_forms.calls import plain_arithmetic, wide
 from ewc_tutorial.fisher.closed_forms.graph import Use
@@ -16,7 +16,7 @@ from ewc_tutorial.fisher.per_sample import Squares
 
 def squares_by_closed_forms(
     outputs: Tensor,
-    parameters: Mapping[str, nn.Parameter],
+    parameters: Mapping[str, Tensor],
     uses: dict[str, list[Use]],
     seeds: Seeds,
 ) -> Squares:
@@ -45,6 +45,7 @@ def squares_by_closed_forms(
             gradients = [wide(g) for g in gradients]
             for _, reducer, places in reducers:
                 reducer.add([gradients[i] for i in places])
+        del gradients  # before the next ones
     with plain_arithmetic(device):
         sums = {name: torch.zeros_like(wide(parameters[name].detach())) for name in uses}
         # Of one class alone, or of ignored tokens alone, there is nothing to sum.
