@@ -12,7 +12,7 @@ gradients to start from at the model's outputs, ``engine.py`` carries them to th
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from itertools import islice
@@ -102,13 +102,95 @@ def fisher_diagonal(
         ValueError: an argument is unknown or out of range, the data is empty, labels are missing or
             do not fit the outputs, the model has no trainable parameter, or a result is not finite.
     """
-    rule = make_likelihood(likelihood, classes, ignore_index, variance)
+    return _fisher(
+        model,
+        data,
+        estimator,
+        {},
+        n_samples,
+        batch_size,
+        make_likelihood(likelihood, classes, ignore_index, variance),
+        generator,
+        progress,
+        distributed,
+    )
+
+
+def fisher_factors(
+    model: nn.Module,
+    data: Any,
+    layers: Mapping[str, str | None],
+    estimator: str = "exact",
+    n_samples: int | None = None,
+    batch_size: int | None = None,
+    likelihood: str | Likelihood = "categorical",
+    generator: torch.Generator | int | None = None,
+    progress: bool = False,
+    *,
+    classes: Sequence[int] | Tensor | None = None,
+    ignore_index: int = -100,
+    variance: float = 1.0,
+    distributed: bool = True,
+) -> dict[str, Tensor]:
+    """Return Kronecker factors of the Fisher information of some layers, of others the diagonal.
+
+    A layer's block of F is taken for G ⊗ A, with A = E[mean_t a aᵀ] of its inputs a and
+    G = E[Σ_t g gᵀ] of the gradients g by its outputs, t being the positions (of a sequence, or of a
+    convolution's kernel) of one sample: see ``closed_forms/factors.py``. Padded positions count in
+    A as any others.
+
+    Args:
+        model, data, n_samples, batch_size, likelihood, generator, progress, classes, ignore_index,
+            variance, distributed: as for :func:`fisher_diagonal`.
+        layers: names of the weights of linear layers and of convolutions without groups, each with
+            the name of its bias, or None to leave that to the diagonal.
+        estimator: as for :func:`fisher_diagonal`, but not ``batched``.
+
+    Returns:
+        Per weight of ``layers`` two tensors, ``"NAME:A"`` of shape (I, I) and ``"NAME:G"`` (O, O),
+        in float32 at least; I are the weights of one output in their order, and one more for the
+        bias at the end. Per other trainable parameter its diagonal under its name.
+
+    Raises:
+        TypeError, ValueError: as :func:`fisher_diagonal`; or a layer has no factors.
+    """
+    if estimator == "batched":
+        raise ValueError(
+            "estimator 'batched' squares the gradient of a batch, which has no Kronecker factors."
+        )
+    return _fisher(
+        model,
+        data,
+        estimator,
+        layers,
+        n_samples,
+        batch_size,
+        make_likelihood(likelihood, classes, ignore_index, variance),
+        generator,
+        progress,
+        distributed,
+    )
+
+
+def _fisher(
+    model: nn.Module,
+    data: Any,
+    estimator: str,
+    layers: Mapping[str, str | None],
+    n_samples: int | None,
+    batch_size: int | None,
+    rule: Likelihood,
+    generator: torch.Generator | int | None,
+    progress: bool,
+    distributed: bool,
+) -> dict[str, Tensor]:
+    """Return what the two functions above return."""
     _check_choice("estimator", estimator, ESTIMATORS)
     _check_count("n_samples", n_samples)
     _check_count("batch_size", batch_size)
     generator = as_generator(generator)
     draws = Draws(generator)
-    with _engine(model) as (engine, prefix):
+    with _engine(model, layers) as (engine, prefix):
         samples = make_samples(data, n_samples, generator)
         batches = _batches(samples, engine, estimator, batch_size)
 
@@ -124,8 +206,8 @@ def fisher_diagonal(
         if not count:
             raise ValueError("data must have at least one sample, but it is empty.")
         return {
-            prefix + name: _finished(prefix + name, sums[name] / count, parameter)
-            for name, parameter in engine.parameters.items()
+            prefix + name: _finished(prefix + name, sums[name] / count, dtype)
+            for name, (_, dtype) in engine.results.items()
         }
 
 
@@ -169,13 +251,19 @@ def explain_fisher(
 
 
 @contextmanager
-def _engine(model: nn.Module) -> Iterator[tuple[Engine, str]]:
+def _engine(
+    model: nn.Module, layers: Mapping[str, str | None] | None = None
+) -> Iterator[tuple[Engine, str]]:
     """Yield an engine for the trainable parameters, and what wrappers put before their names."""
     model, prefix = _unwrapped(model)
+    inside = {
+        weight.removeprefix(prefix): bias and bias.removeprefix(prefix)
+        for weight, bias in (layers or {}).items()
+    }
     names = [name for name, p in model.named_parameters() if p.requires_grad]
     if not names:
         raise ValueError("model must have at least one trainable parameter, but it has none.")
-    with undisturbed(model), Engine(model, names) as engine:
+    with undisturbed(model), Engine(model, names, inside) as engine:
         yield engine, prefix
 
 
@@ -254,10 +342,11 @@ def _warn_of_many_passes(passes: int) -> None:
 
 def _zeros(engine: Engine) -> dict[str, Tensor]:
     """Return the sums at their start: in float64, so that no error grows with the samples."""
+    # Apple's devices have no float64.
+    dtype = torch.float32 if engine.device.type == "mps" else torch.float64
     return {
-        # Apple's devices have no float64.
-        name: torch.zeros_like(p, dtype=torch.float32 if p.device.type == "mps" else torch.float64)
-        for name, p in engine.parameters.items()
+        name: torch.zeros(shape, dtype=dtype, device=engine.device)
+        for name, (shape, _) in engine.results.items()
     }
 
 
@@ -284,8 +373,8 @@ def _sum_over_processes(sums: dict[str, Tensor], count: int) -> int:
     return int(total)
 
 
-def _finished(name: str, mean: Tensor, parameter: Tensor) -> Tensor:
-    result = mean.to(parameter.dtype)
+def _finished(name: str, mean: Tensor, dtype: torch.dtype) -> Tensor:
+    result = mean.to(dtype)
     if not result.isfinite().all():
         raise ValueError(
             f"the Fisher information of parameter {name!r} is not finite: look for NaN or infinity "
