@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from ewc_tutorial.ewc import EWC
-from ewc_tutorial.fisher import fisher_diagonal
+from ewc_tutorial.fisher import fisher_diagonal, fisher_factors
 from ewc_tutorial.fisher.likelihoods.base import Likelihood
 from ewc_tutorial.fisher.likelihoods.categorical import Categorical
 from ewc_tutorial.huggingface.batches import IGNORED, DictBatch, dict_batches, rows_in
@@ -63,6 +64,7 @@ def sequence_fisher(
     collate: Callable[[Sequence[Any]], Mapping[str, Any]] | None = None,
     generator: torch.Generator | int | None = None,
     progress: bool = False,
+    layers: Mapping[str, str | None] | None = None,
 ) -> dict[str, Tensor]:
     """Return the diagonal Fisher information, the mean over *sequences* of the squared score.
 
@@ -91,9 +93,11 @@ def sequence_fisher(
         collate: joins items of a data set to a batch; default :func:`pad_batch`.
         generator: draws the subset and the labels; a number seeds a new one, None means 0.
         progress: show a progress bar if it takes longer than about a second.
+        layers: weights, with their biases, whose Kronecker factors are wanted instead.
 
     Returns:
-        One tensor per trainable parameter, as :func:`~ewc_tutorial.fisher_diagonal` does.
+        One tensor per trainable parameter, as :func:`~ewc_tutorial.fisher_diagonal` does; with
+        ``layers``, what :func:`~ewc_tutorial.fisher.fisher_factors` does.
 
     Raises:
         TypeError: ``data`` has a type that does not fit.
@@ -111,10 +115,14 @@ def sequence_fisher(
         raise ValueError(f"task must be one of {', '.join(TASKS)}, not {task!r}.")
     batches = dict_batches(data, collate, n_samples, batch_size or DEFAULT_BATCH, generator)
     rows = _Rows(model, task)
-    fisher = fisher_diagonal(
+    inside = {
+        f"model.{weight}": bias and f"model.{bias}" for weight, bias in (layers or {}).items()
+    }
+    measure = partial(fisher_factors, layers=inside) if inside else fisher_diagonal
+    fisher = measure(
         rows,
         rows.pairs(batches),
-        estimator,
+        estimator=estimator,
         batch_size=batch_size,
         likelihood=rows.likelihood(),
         generator=generator,

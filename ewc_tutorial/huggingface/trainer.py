@@ -15,10 +15,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch.utils.hooks import RemovableHandle
 from transformers import Trainer, TrainerCallback
 from transformers.trainer_utils import get_last_checkpoint
 
+from ewc_tutorial.attachment import Attachment
 from ewc_tutorial.ewc import EWC
 
 #: The file in a checkpoint that holds what was consolidated.
@@ -69,7 +69,7 @@ class EWCTrainerMixin:
         self.old_eval_dataset = old_eval_dataset
         self.ewc_update = ewc_update
         self._old_prefix: str | None = None
-        self._attached: RemovableHandle | None = None
+        self._attached: Attachment | None = None
         if ewc is None:
             return
         if ewc.model is not self.model:
