@@ -4,7 +4,8 @@
 
 The 784-400-400-10 network, batches of 128, after 1, 10 and 100 consolidated tasks. The package
 keeps one quadratic however many tasks there were; beside it stand its own differentiable penalty,
-the textbook loop over stored tasks, and Avalanche's plugin where it is installed. Time is a
+the same with Kronecker factors, the textbook loop over stored tasks, and Avalanche's plugin where
+it is installed. Time is a
 multiple of plain steps taken right before in the same process, median over rounds.
 
 Writes ``step.csv``, ``step.md`` and ``step.png`` into ``benchmarks/results/``.
@@ -16,6 +17,7 @@ import argparse
 import os
 import platform
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -39,6 +41,12 @@ OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
 }
 PLAIN = "plain step"
 STORED, AVALANCHE = "loss term, loop over stored tasks", "Avalanche, separate"
+#: The ways with Kronecker factors, and the steps for each proximal step, 0 for a gradient.
+KRONECKER = {
+    "Kronecker, add_gradient_": 0,
+    "Kronecker, attach": 1,
+    "Kronecker, attach(every=10)": 10,
+}
 #: These touch every stored task in every step, so a few steps tell.
 FEW_STEPS = (STORED, AVALANCHE)
 
@@ -46,6 +54,12 @@ FEW_STEPS = (STORED, AVALANCHE)
 def random_fisher(model: nn.Module, seed: int) -> dict[str, Tensor]:
     g = torch.Generator().manual_seed(seed)
     return {n: 1e-3 * torch.rand(p.shape, generator=g) for n, p in model.named_parameters()}
+
+
+def random_factors(ewc: EWC, seed: int) -> dict[str, Tensor]:
+    g = torch.Generator().manual_seed(seed)
+    roots = {name: torch.randn(shape, generator=g) for name, shape in ewc.shapes().items()}
+    return {name: 1e-3 * root @ root.T / len(root) for name, root in roots.items()}
 
 
 class Training:
@@ -90,6 +104,7 @@ def ways_to_train(optimizer: str, tasks: int) -> dict[str, Callable[[], None]]:
             "proximal_step_": lambda s=training, e=ewc: s.step(after=lambda: e.proximal_step_(LR)),
             "penalty() as loss term": lambda s=training, e=ewc: s.step(loss_term=e.penalty),
         }[name]
+    ways |= kronecker_steps(optimizer, tasks)
     training = Training(optimizer)
     stored = [
         (random_fisher(training.model, t), {n: p.detach().clone() for n, p in named})
@@ -107,6 +122,22 @@ def ways_to_train(optimizer: str, tasks: int) -> dict[str, Callable[[], None]]:
     ways[STORED] = lambda: training.step(loss_term=loop_over_tasks)
     if available("avalanche"):
         ways[AVALANCHE] = avalanche_step(optimizer, tasks)
+    return ways
+
+
+def kronecker_steps(optimizer: str, tasks: int) -> dict[str, Callable[[], None]]:
+    """Return the ways to train with Kronecker factors."""
+    ways: dict[str, Callable[[], None]] = {}
+    for name, every in KRONECKER.items():
+        training = Training(optimizer)
+        ewc = EWC(training.model, lam=LAM, curvature="kronecker")
+        F = random_factors(ewc, 0)
+        for _ in range(tasks):
+            ewc.merge(F)
+        if every:
+            ewc.attach(training.optimizer, every)
+        before = None if every else ewc.add_gradient_
+        ways[name] = partial(training.step, before=before)
     return ways
 
 
@@ -215,7 +246,7 @@ def main() -> None:
     for optimizer in OPTIMIZERS:
         for tasks in TASKS:
             rows += measure(optimizer, tasks, arguments.steps, arguments.rounds)
-            for row in rows[-7:]:
+            for row in rows[-10:]:
                 if (row["optimizer"], row["tasks"]) == (optimizer, tasks):
                     print(f"{optimizer:5} {tasks:4} {row['method']:36} {row['multiple']:8.2f}×")
     table = pd.DataFrame(rows)

@@ -9,6 +9,7 @@
 Three wings. The library, this package itself, needs PyTorch, NumPy and tqdm only:
 
 * ``ewc``: :class:`EWC` and :class:`L2`, what a network remembers of its tasks;
+* ``curvature``: the forms in which it does: a diagonal, Kronecker factors per layer, or ones;
 * ``fisher``: the Fisher information that says what matters, of any model;
 * ``diagnosis``: :func:`diagnose`, what is wrong with a set-up of your own;
 * ``unlearning``: a network that can forget one of its tasks;

@@ -4,35 +4,30 @@ Objective on the current task B (Kirkpatrick et al. 2017, equation 3, in the cou
 
     L_B(θ) + (λ/2) Σ_i F_i (θ_i − θ*_i)²
 
-Whatever the rule and the number of tasks, an :class:`EWC` keeps one quadratic: an importance S and
-an anchor μ per parameter. Under the rule ``separate`` that is exact, not an approximation: a sum
-of quadratics is a quadratic,
-
-    Σ_t F_t (θ − θ_t)² = S (θ − μ)² + constant,   S = Σ_t F_t,   μ = Σ_t F_t θ_t / S.
+Whatever the rule and the number of tasks, an :class:`EWC` keeps one quadratic, (θ − μ)ᵀ S (θ − μ),
+with an importance S and an anchor μ. S is diagonal in the paper and by default; which forms there
+are, and what each of them keeps, is in :mod:`ewc_tutorial.curvature`.
 """
 
 from __future__ import annotations
 
-import inspect
 import math
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from fnmatch import fnmatchcase
-from functools import cache
 from numbers import Real
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.hooks import RemovableHandle
 
-from ewc_tutorial.fisher import fisher_diagonal
-from ewc_tutorial.fisher.likelihoods import ESTIMATORS
+from ewc_tutorial.attachment import Attachment
+from ewc_tutorial.curvature import RULES, Curvature, make_curvature
+from ewc_tutorial.curvature.base import buffer_key
 from ewc_tutorial.fisher.undisturbed import only_trainable
-from ewc_tutorial.optimizers import known_optimizer, steps_of
-from ewc_tutorial.precision import widest
+from ewc_tutorial.optimizers import known_optimizer
 
-RULES = ("separate", "latest", "online", "average")
+__all__ = ["EWC", "L2", "RULES"]
 
 
 class EWC(nn.Module):
@@ -58,30 +53,44 @@ class EWC(nn.Module):
             ``latest``: S = Σ F_t around the last optimum (Huszár 2018).
             ``online``: S ← γS + F around the last optimum (Schwarz et al. 2018).
             ``average``: S the weighted mean of the F_t, around the last optimum.
+            The default is the first that makes sense for the curvature: ``separate``, but
+            ``latest`` for ``kronecker``, which has no ``separate``, and ``average`` for
+            ``identity``.
         gamma: γ in [0, 1], the decay of earlier tasks; only for ``online``.
         include, exclude: shell patterns of parameter names to protect or to leave free, such as
             ``exclude="head.*"``.
+        curvature: the form that the Fisher matrix is kept in.
+            ``diagonal``: a number per weight.
+            ``kronecker``: two small matrices per layer, which see that weights act together, and a
+            diagonal where there is no such layer; see :class:`~ewc_tutorial.curvature.Kronecker`,
+            of which an instance may be given as well.
+            ``identity``: one for every weight; this is :class:`L2`.
 
     Raises:
         ValueError: an argument is out of range, a pattern matches no trainable parameter, or no
             parameter is left to protect.
     """
 
-    #: What stands for the Fisher information: its diagonal, or ``"identity"`` in :class:`L2`.
-    curvature = "diagonal"
-
     def __init__(
         self,
         model: nn.Module,
         lam: float = 1.0,
-        rule: str = "separate",
+        rule: str | None = None,
         gamma: float = 1.0,
         include: str | Sequence[str] | None = None,
         exclude: str | Sequence[str] | None = None,
+        curvature: str | Curvature = "diagonal",
     ) -> None:
         super().__init__()
+        kept = make_curvature(curvature)
+        rule = kept.rules[0] if rule is None else rule
         if rule not in RULES:
             raise ValueError(f"rule must be one of {', '.join(RULES)}, not {rule!r}.")
+        if rule not in kept.rules:
+            raise ValueError(
+                f"rule {rule!r} is none for curvature {kept.name!r}, as {kept.why_not}: take one "
+                f"of {', '.join(kept.rules)}."
+            )
         if not 0.0 <= gamma <= 1.0:
             raise ValueError(f"gamma must be between 0 and 1, not {gamma!r}.")
         if gamma != 1.0 and rule != "online":
@@ -96,19 +105,24 @@ class EWC(nn.Module):
         self._frozen = set(_matching(frozen, include, exclude)) - set(self.names)
         #: Number of tasks consolidated so far.
         self.n_tasks = 0
-        self._constants = dict.fromkeys(self.names, 0.0)
-        self._total_weight = 0.0
-        self._remembered, self._scaled_anchors = _Remembered(), _Remembered()
-        for name, value in self.values().items():
-            # Sums of many small terms need float32 even where the model is stored in half of it.
-            zeros = torch.zeros_like(value, dtype=torch.promote_types(value.dtype, torch.float32))
-            self.register_buffer(_key("importance", name), zeros.detach())
-            self.register_buffer(_key("anchor", name), zeros.detach().clone())
+        self._kept = kept
+        # What is remembered lies among this module's buffers, to be saved and moved with them.
+        self._kept.protect(self._buffers, model, self.values())
 
     @property
     def model(self) -> nn.Module:
         """The network that is protected."""
         return self._model
+
+    @property
+    def curvature(self) -> str:
+        """The form that the Fisher matrix is kept in, by its name."""
+        return self._kept.name
+
+    @property
+    def needs_start(self) -> bool:
+        """Whether :meth:`proximal_step_` can use the values before the optimizer's step."""
+        return self._kept.needs_start
 
     @property
     def lam(self) -> float:
@@ -121,13 +135,21 @@ class EWC(nn.Module):
 
     @property
     def importance(self) -> dict[str, Tensor]:
-        """S per protected parameter, zero before the first task."""
-        return {name: self._buffers[_key("importance", name)] for name in self.names}
+        """The diagonal of S per protected parameter, zero before the first task."""
+        return self._kept.importance
 
     @property
     def anchor(self) -> dict[str, Tensor]:
         """μ per protected parameter, meaningful where S > 0."""
-        return {name: self._buffers[_key("anchor", name)] for name in self.names}
+        return self._kept.anchor
+
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Return the shape of each tensor that :meth:`measure` returns and :meth:`merge` takes."""
+        return self._kept.shapes()
+
+    def explain(self) -> dict[str, str]:
+        """Say for each protected parameter in which form its curvature is kept, and why."""
+        return self._kept.explain()
 
     def values(self) -> dict[str, Tensor]:
         """Return what the penalty is a function of, by name: here the protected parameters.
@@ -146,7 +168,7 @@ class EWC(nn.Module):
         data: Any,
         estimator: str = "exact",
         *,
-        fisher: Callable[..., dict[str, Tensor]] = fisher_diagonal,
+        fisher: Callable[..., dict[str, Tensor]] | None = None,
         **options: Any,
     ) -> dict[str, Tensor]:
         """Return the Fisher information of what is protected, at the present weights.
@@ -154,13 +176,16 @@ class EWC(nn.Module):
         Args:
             data, estimator, options: as for :func:`~ewc_tutorial.fisher.fisher_diagonal`, or as for
                 ``fisher``.
-            fisher: what measures, called as ``fisher(model, data, estimator, **options)``.
+            fisher: what measures, called as ``fisher(model, data, estimator, **options)``; for
+                ``kronecker`` with ``layers`` as well, as
+                :func:`~ewc_tutorial.fisher.fisher_factors` takes them.
 
         Returns:
-            Per name of :meth:`values` a tensor of its shape.
+            Tensors as :meth:`shapes` says: with a diagonal, per name of :meth:`values` one of its
+            shape; for ``kronecker`` also ``"NAME:A"`` and ``"NAME:G"``.
         """
         with only_trainable(self._model, self.names):
-            return fisher(self._model, data, estimator, **options)
+            return self._kept.measure(self._model, data, estimator, fisher, options)
 
     def consolidate(
         self, data: Any, estimator: str = "exact", *, weight: float = 1.0, **options: Any
@@ -182,8 +207,8 @@ class EWC(nn.Module):
         """Take a task in, given its Fisher information at the model's present weights.
 
         Args:
-            fisher: per name of :meth:`values` a tensor of its shape, finite and ≥ 0; further names
-                are ignored.
+            fisher: what :meth:`measure` returned: the tensors of :meth:`shapes`, finite and, for
+                a diagonal, ≥ 0; further names are ignored.
             weight: multiplies this task's Fisher (its weight in the mean under ``average``). Use
                 N_t over the mean number of samples for tasks of different sizes.
             at: per name the values at which the Fisher was measured, if these are not the present
@@ -199,41 +224,23 @@ class EWC(nn.Module):
         """
         weight = _non_negative("weight", weight)
         self._warn_of_unfrozen()
-        updates = []
-        constants = dict(self._constants)
-        total_weight = self._total_weight + weight
-        for name, parameter in self.values().items():
-            S, anchor = self.importance[name], self.anchor[name]
-            F = _checked_fisher(fisher, name, parameter).to(S) * weight
-            here = (parameter if at is None else _checked_weights(at, name, parameter)).detach()
-            here = here.to(anchor)
-            if not here.isfinite().all():
+        here = {}
+        anchors = self.anchor
+        for name, value in self.values().items():
+            value = value if at is None else _checked_weights(at, name, value)
+            here[name] = value.detach().to(anchors[name])
+            if not here[name].isfinite().all():
                 where = "of the model" if at is None else "in at"
                 raise ValueError(f"Parameter {name!r} {where} is not finite.")
-            if self.rule == "separate":
-                total = S + F
-                share = torch.where(total > 0, F / total, 1.0)
-                offset = here - anchor
-                # What two quadratics around different anchors still cost at their common minimum.
-                constants[name] += (S * share * offset.square()).sum(dtype=widest(S.device)).item()
-                updates.append((total, anchor + share * offset))
-            elif self.rule == "average":
-                step = weight / total_weight if total_weight else 0.0
-                updates.append((S + step * (F / weight - S) if weight else S, here))
-            else:
-                updates.append((self.gamma * S + F, here))
-        for name, (S, anchor) in zip(self.names, updates, strict=True):
-            self.importance[name].copy_(S)
-            self.anchor[name].copy_(anchor)
-        self._constants, self._total_weight = constants, total_weight
+        self._kept.merge(fisher, weight, here, self.rule, self.gamma)
         self.n_tasks += 1
 
     def reset(self) -> None:
         """Forget everything that was consolidated; λ, the rule and the names stay."""
         for buffer in self.buffers():
             buffer.zero_()
-        self.n_tasks, self._total_weight = 0, 0.0
-        self._constants = dict.fromkeys(self.names, 0.0)
+        self.n_tasks = 0
+        self._kept.reset()
 
     @torch.no_grad()
     def grow_(self) -> None:
@@ -251,23 +258,17 @@ class EWC(nn.Module):
             new, old = parameters[name].shape, self.anchor[name].shape
             if new != old and new and new[0] > old[0] and new[1:] == old[1:]:
                 grown[name] = new[0] - old[0]
-        for name, extra in grown.items():
-            for kind in ("importance", "anchor"):
-                values = self.get_buffer(_key(kind, name))
-                rows = values.new_zeros(extra, *values.shape[1:])
-                self.register_buffer(_key(kind, name), torch.cat([values, rows]))
+        self._kept.grow_(grown)
         self.values()
 
     def penalty(self) -> Tensor:
-        """Return λ/2 Σ_t Σ_i F_t,i (θ_i − θ*_t,i)² as a differentiable scalar.
+        """Return λ/2 (θ − μ)ᵀ S (θ − μ) as a differentiable scalar.
 
-        Under ``separate`` this is the true sum over all tasks, the constant that the collapse to
-        one quadratic leaves included. Before the first :meth:`consolidate` it is zero.
+        Under ``separate`` this is the true sum λ/2 Σ_t Σ_i F_t,i (θ_i − θ*_t,i)² over all tasks,
+        the constant that the collapse to one quadratic leaves included. Before the first
+        :meth:`consolidate` it is zero.
         """
-        total: Tensor | float = sum(self._constants.values())
-        for name, value in self.values().items():
-            total = total + (self.importance[name] * (value - self.anchor[name]).square()).sum()
-        return 0.5 * self.lam * total
+        return 0.5 * self.lam * self._kept.quadratic(self.values())
 
     @torch.no_grad()
     def add_gradient_(self) -> None:
@@ -276,29 +277,10 @@ class EWC(nn.Module):
         Call it between ``loss.backward()`` and ``optimizer.step()``, once per optimizer step; with
         a gradient scaler, after ``scaler.unscale_(optimizer)``.
         """
-        if not self.n_tasks or not self.lam:
-            return
-        parameters, importance, anchors = self._aligned()
-        for parameter in parameters:
-            if parameter.grad is None:
-                parameter.grad = torch.zeros_like(parameter)
-        gradients = [parameter.grad for parameter in parameters]
-        if not _same_dtypes(gradients, parameters, anchors):
-            # In half precision the difference has to be taken before anything is rounded.
-            offsets = torch._foreach_sub(parameters, anchors)
-            torch._foreach_addcmul_(gradients, offsets, importance, value=self.lam)
-            return
-        # λSθ − λSμ instead of λS(θ − μ) needs no room for the differences: a third faster. It
-        # costs no precision, as its rounding error is that of storing θ: λS times an ulp of θ.
-        scaled = self._scaled_anchors.get(
-            (self.lam,),
-            importance + anchors,
-            lambda: [self.lam * S * mu for S, mu in zip(importance, anchors, strict=True)],
-        )
-        torch._foreach_addcmul_(gradients, parameters, importance, value=self.lam)
-        torch._foreach_sub_(gradients, scaled)
+        if self.n_tasks and self.lam:
+            self._kept.add_gradient_(self.values(), self.lam)
 
-    def attach(self, optimizer: torch.optim.Optimizer) -> RemovableHandle:
+    def attach(self, optimizer: torch.optim.Optimizer, every: int = 1) -> Attachment:
         """Make a proximal step after every step of an optimizer, in the optimizer's own scale.
 
         Training then ends where loss plus penalty has no gradient, with momentum and with Adam as
@@ -309,14 +291,20 @@ class EWC(nn.Module):
 
         Args:
             optimizer: SGD, Adam, AdamW, RMSprop or Adagrad of ``torch.optim``.
+            every: make one proximal step for so many of the optimizer, with the sum of their η. It
+                costs so many times less and rests where loss plus penalty has a gradient of order
+                η·``every``, so it is exact only in the limit of small steps.
 
         Returns:
             A handle: ``remove()`` ends it, as does leaving ``with ewc.attach(optimizer):``.
 
         Raises:
             TypeError: it is no optimizer.
-            ValueError: it is another one, or it trains nothing that is protected.
+            ValueError: it is another one, or it trains nothing that is protected, or ``every`` is
+                not a whole number above zero.
         """
+        if isinstance(every, bool) or not isinstance(every, int) or every < 1:
+            raise ValueError(f"every must be a whole number above zero, not {every!r}.")
         optimizer = known_optimizer(optimizer)
         protected = set(self.weights().values())
         if not any(p in protected for group in optimizer.param_groups for p in group["params"]):
@@ -325,76 +313,42 @@ class EWC(nn.Module):
                 "model that is trained, not with a copy of it."
             )
         self._warn_of_unfrozen()
-        names = {p: name for name, p in self._model.named_parameters()}
-
-        def after_step(optimizer: torch.optim.Optimizer, *_: Any) -> None:
-            skipped = getattr(optimizer, "found_inf", None)  # a fused step under a gradient scaler
-            if not self.n_tasks or not self.lam or (skipped is not None and skipped.item()):
-                return
-            steps = {names[p]: step for p, step in steps_of(optimizer).items() if p in names}
-            self.proximal_step_(
-                {name: step.lr for name, step in steps.items()},
-                {name: step.scale for name, step in steps.items()},
-            )
-
-        return optimizer.register_step_post_hook(after_step)
+        return Attachment(self, optimizer, every)
 
     @torch.no_grad()
     def proximal_step_(
         self,
         lr: float | Mapping[str, float],
         scale: Mapping[str, float | Tensor] | None = None,
+        start: Mapping[str, Tensor] | None = None,
     ) -> None:
-        """Move the weights to θ ← (dθ + ηλSμ) / (d + ηλS), with η = ``lr`` and d = ``scale``.
+        """Move the weights to the minimum of λ/2 (θ − μ)ᵀ S (θ − μ) + Σ d (θ − θ_now)² / 2η.
 
-        It minimises (λ/2) S (θ − μ)² + d (θ − θ_now)² / 2η exactly, so it is stable at every λ; for
-        small ηλS it is the gradient step. :meth:`attach` calls it after every ``optimizer.step()``
-        with the η and d of that optimizer. By hand, for plain gradient descent, ``lr`` is enough.
+        Here η = ``lr`` and d = ``scale``. For a diagonal S that is θ ← (dθ + ηλSμ) / (d + ηλS).
+        It is stable at every λ; for small ηλS it is the gradient step. :meth:`attach` calls it
+        after every ``optimizer.step()`` with the η and d of that optimizer. By hand, for plain
+        gradient descent, ``lr`` is enough.
 
         Args:
             lr: the step size, or one for each name of a parameter; others stay where they are then.
             scale: per name what the optimizer divides its step by, a number or a tensor of the
                 parameter's shape, positive; 1 where there is none.
+            start: per name the values before the optimizer's step, for a step that has no closed
+                form (see ``curvature/subproblem.py``); used if :attr:`needs_start`.
 
         Raises:
             ValueError: a step size is negative or not finite.
         """
         rates = rates_by_name(lr, self.names)
-        if not self.n_tasks or not self.lam:
-            return
-        scale = scale or {}
-        values, importance, anchors = self.values(), self.importance, self.anchor
-        names = [name for name in values if rates.get(name)]
-        parameters = [values[name] for name in names]
-        S, mu = [importance[name] for name in names], [anchors[name] for name in names]
-        lrs, scales = [rates[name] for name in names], [scale.get(name, 1.0) for name in names]
-
-        def stiffness() -> list[Tensor]:
-            # Not infinite, so that the share of it below is 1 there, and not NaN.
-            largest = [torch.finfo(s.dtype).max / 2 for s in S]
-            products = [lr * (self.lam * s) for lr, s in zip(lrs, S, strict=True)]
-            return [c.clamp_max_(top) for c, top in zip(products, largest, strict=True)]
-
-        def pulls(stiffness: list[Tensor]) -> list[Tensor]:
-            return [c / (d + c) for c, d in zip(stiffness, scales, strict=True)]
-
-        if any(isinstance(d, Tensor) for d in scales):
-            shares = pulls(self._remembered.get((self.lam, *lrs), S, stiffness))
-        else:
-            numbers = (self.lam, *lrs, *scales)
-            shares = self._remembered.get(numbers, S, lambda: pulls(stiffness()))
-        if _same_dtypes(parameters, mu):
-            torch._foreach_lerp_(parameters, mu, shares)
-            return
-        # A model in half precision: step in the anchor's precision, then round once.
-        for parameter, anchor, share in zip(parameters, mu, shares, strict=True):
-            parameter.copy_(parameter.to(anchor).lerp_(anchor, share))
+        if self.n_tasks and self.lam:
+            self._kept.proximal_step_(self.values(), self.lam, rates, scale or {}, start)
 
     def extra_repr(self) -> str:
         gamma = f", gamma={self.gamma:g}" if self.rule == "online" else ""
         return (
             f"lam={self.lam:g}, rule={self.rule!r}{gamma}, n_tasks={self.n_tasks}, "
             f"parameters={len(self.names)}"
+            + ("" if self.curvature == "diagonal" else f", curvature={self.curvature!r}")
         )
 
     def get_extra_state(self) -> dict[str, Any]:
@@ -404,14 +358,12 @@ class EWC(nn.Module):
             "gamma": self.gamma,
             "lam": self.lam,
             "n_tasks": self.n_tasks,
-            "constants": dict(self._constants),
-            "total_weight": self._total_weight,
+            **self._kept.state(),
         }
 
     def set_extra_state(self, state: Any) -> None:
         self.gamma, self.lam, self.n_tasks = state["gamma"], state["lam"], state["n_tasks"]
-        self._constants = {name: state["constants"].get(name, 0.0) for name in self.names}
-        self._total_weight = state["total_weight"]
+        self._kept.load(state)
 
     def load_state_dict(self, state_dict: Mapping[str, Any], *args: Any, **kwargs: Any) -> Any:
         """Restore what another :class:`EWC` consolidated, its λ and γ included.
@@ -490,7 +442,7 @@ class EWC(nn.Module):
         """Return the protected ones of ``values``, which are those of the beginning."""
         checked = {}
         for name in self.names:
-            anchor = self._buffers.get(_key("anchor", name))
+            anchor = self._buffers.get(buffer_key("anchor", name))
             if name not in values or (anchor is not None and anchor.shape != values[name].shape):
                 raise RuntimeError(self._gone(name, values.get(name)))
             checked[name] = values[name]
@@ -528,22 +480,13 @@ class EWC(nn.Module):
                 stacklevel=3,
             )
 
-    def _aligned(self) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
-        """Return parameters, S and μ as lists in one order, as the fused operations need them."""
-        return (
-            list(self.values().values()),
-            list(self.importance.values()),
-            list(self.anchor.values()),
-        )
-
 
 class L2(EWC):
     """The baseline that treats all weights alike: λ/2 ‖θ − θ*‖², around the last optimum.
 
-    This is Kirkpatrick's L2 in figure 2A: an EWC whose Fisher information is one everywhere.
+    This is Kirkpatrick's L2 in figure 2A: an EWC of curvature ``identity``, whose Fisher
+    information is one everywhere, under the rule ``average``.
     """
-
-    curvature = "identity"
 
     def __init__(
         self,
@@ -552,7 +495,7 @@ class L2(EWC):
         include: str | Sequence[str] | None = None,
         exclude: str | Sequence[str] | None = None,
     ) -> None:
-        super().__init__(model, lam, rule="average", include=include, exclude=exclude)
+        super().__init__(model, lam, include=include, exclude=exclude, curvature="identity")
 
     def measure(
         self, data: Any = None, estimator: str = "exact", **options: Any
@@ -563,45 +506,11 @@ class L2(EWC):
             TypeError: an option is unknown.
             ValueError: the estimator is.
         """
-        if estimator not in ESTIMATORS:
-            raise ValueError(
-                f"estimator must be one of {', '.join(ESTIMATORS)}, not {estimator!r}."
-            )
-        inspect.signature(options.pop("fisher", fisher_diagonal)).bind(None, None, **options)
-        return {name: torch.ones_like(value) for name, value in self.values().items()}
+        return super().measure(data, estimator, **options)
 
     def consolidate(self, data: Any = None, *args: Any, **options: Any) -> None:
         """Make the present weights the anchor; ``data`` is not needed."""
         super().consolidate(data, *args, **options)
-
-
-class _Remembered:
-    """What every step needs of S, μ, λ and η: computed anew only when one of them has changed."""
-
-    def __init__(self) -> None:
-        self._key: tuple[object, ...] | None = None
-
-    def get(
-        self,
-        numbers: tuple[float, ...],
-        tensors: list[Tensor],
-        compute: Callable[[], list[Tensor]],
-    ) -> list[Tensor]:
-        key = (*numbers, *((id(t), t._version) for t in tensors))
-        if key != self._key:
-            # Holding on to the tensors keeps another one from getting the same id.
-            self._value, self._key, self._tensors = compute(), key, tensors
-        return self._value
-
-
-def _same_dtypes(*lists: list[Tensor]) -> bool:
-    return all(len({t.dtype for t in tensors}) == 1 for tensors in zip(*lists, strict=True))
-
-
-@cache
-def _key(kind: str, name: str) -> str:
-    # A buffer's name must not contain a dot.
-    return f"{kind}:{name.replace('.', '/')}"
 
 
 def _non_negative(name: str, value: float) -> float:
@@ -648,22 +557,6 @@ def _matching(
 
 def _patterns(patterns: str | Sequence[str] | None) -> Sequence[str]:
     return [patterns] if isinstance(patterns, str) else patterns or []
-
-
-def _checked_fisher(fisher: Mapping[str, Tensor], name: str, parameter: Tensor) -> Tensor:
-    if name not in fisher:
-        raise ValueError(
-            f"fisher has no entry for {name!r}, which is protected; is the parameter frozen now?"
-        )
-    F = fisher[name]
-    if F.shape != parameter.shape:
-        raise ValueError(
-            f"fisher[{name!r}] has shape {tuple(F.shape)}, but the parameter has "
-            f"{tuple(parameter.shape)}."
-        )
-    if not F.isfinite().all() or (F < 0).any():
-        raise ValueError(f"fisher[{name!r}] must be finite and not negative.")
-    return F
 
 
 def _checked_weights(at: Mapping[str, Tensor], name: str, parameter: Tensor) -> Tensor:

@@ -777,3 +777,29 @@ def test_without_peft_only_lora_is_missing(monkeypatch):
     monkeypatch.setitem(sys.modules, "peft.tuners.lora", None)
     with pytest.raises(ImportError, match="needs PEFT: pip install 'ewc-tutorial.huggingface.'"):
         LoraEWC(gpt2())
+
+
+def test_kronecker_factors_of_sequences_against_a_loop():
+    model, items = llama().double(), sequences((5, 5, 5))
+    ewc = EWC(model, curvature="kronecker")
+    path = "model.layers.0.self_attn.q_proj"
+    assert ewc.explain()[f"{path}.weight"].startswith("Kronecker: A 8², G 8²")
+    found = ewc.measure(items, "empirical", fisher=sequence_fisher)
+    seen = []
+    layer = model.get_submodule(path)
+    layer.register_forward_hook(lambda module, args, out: seen.append((args[0].detach(), out)))
+    A = G = 0.0
+    for item in items:
+        seen.clear()
+        ids = torch.tensor([item["input_ids"]])
+        log_p = model(ids).logits[0, :-1].log_softmax(-1)
+        score = log_p.gather(1, ids[0, 1:, None]).sum()
+        (a, out) = seen[0]
+        (g,) = torch.autograd.grad(score, out)
+        A, G = A + a[0].T @ a[0] / 5 / 3, G + g[0].T @ g[0] / 3
+    torch.testing.assert_close(found[f"{path}.weight:A"], A)
+    torch.testing.assert_close(found[f"{path}.weight:G"], G)
+    diagonal = sequence_fisher(model, items, "empirical")
+    torch.testing.assert_close(found["model.norm.weight"], diagonal["model.norm.weight"])
+    consolidate(ewc, items, "empirical")
+    assert ewc.n_tasks == 1

@@ -331,6 +331,8 @@ def test_errors_say_what_would_be_right():
         LoraEWC(with_lora(bert(), target_modules=["word_embeddings"]))
     with pytest.raises(ValueError, match="matches no trainable"):
         LoraEWC(with_lora(gpt2()), include="nothing")
+    with pytest.raises(ValueError, match="must be 'diagonal', not 'kronecker'"):
+        LoraEWC(with_lora(gpt2()), curvature="kronecker")
 
 
 # What works with an EWC works with what it protects

@@ -76,8 +76,14 @@ def diagnose(
         A :class:`Diagnosis`: true if all is well, else its findings print as one sentence each.
 
     Raises:
-        ValueError: neither ``ewc`` nor both of ``fisher`` and ``anchor`` are given.
+        ValueError: neither ``ewc`` nor both of ``fisher`` and ``anchor`` are given, or ``ewc``
+            keeps no diagonal.
     """
+    if isinstance(ewc, EWC) and ewc.curvature not in ("diagonal", "identity"):
+        raise ValueError(
+            f"diagnose() knows the mistakes of diagonal EWC, not those of {ewc.curvature!r}: the "
+            "penalty is compared with λ/2 Σ F (θ − θ*)²."
+        )
     fisher, anchor, penalty, lam = _parts(ewc, fisher, anchor, penalty, lam)
     if fisher is None or anchor is None:
         raise ValueError("give ewc, or both fisher and anchor as mappings by parameter name.")

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from ewc_tutorial.diagnosis import fisher_origin
 from ewc_tutorial.diagnosis.moving import values_at
 from ewc_tutorial.diagnosis.report import Diagnosis, Finding, Tensors
-from ewc_tutorial.ewc import EWC, L2
+from ewc_tutorial.ewc import EWC
 from ewc_tutorial.fisher.samples import make_samples
 from ewc_tutorial.fisher.undisturbed import only_trainable
 from ewc_tutorial.precision import double
@@ -39,7 +39,7 @@ def check_fisher(
     why = None
     if data is None:
         why = "needs the old task's data"
-    elif isinstance(ewc, L2):
+    elif isinstance(ewc, EWC) and ewc.curvature == "identity":
         why = "an L2 penalty has none"
     elif isinstance(ewc, EWC) and ewc.n_tasks != 1:
         why = f"{ewc.n_tasks} tasks are consolidated in it: diagnose after the first"

@@ -1,8 +1,9 @@
-"""The diagonal Fisher information of any ``nn.Module``, from exact per-sample gradients.
+"""The Fisher information of any ``nn.Module``: its diagonal, or Kronecker factors of its layers.
 
 From the outside in:
 
-* ``diagonal``: :func:`fisher_diagonal` and :func:`explain_fisher`, the two functions to call;
+* ``diagonal``: :func:`fisher_diagonal`, :func:`fisher_factors` and :func:`explain_fisher`, the
+  functions to call;
 * ``samples``: batches of whatever the data is, ``inputs``: dictionaries of tensors among it;
 * ``likelihoods``: the gradients to start from at the model's outputs;
 * ``engine``: carries them to the parameters, each by the fastest rule that is right;
@@ -13,7 +14,7 @@ From the outside in:
 * ``undisturbed``: leaves the model as it was.
 """
 
-from ewc_tutorial.fisher.diagonal import explain_fisher, fisher_diagonal
+from ewc_tutorial.fisher.diagonal import explain_fisher, fisher_diagonal, fisher_factors
 from ewc_tutorial.fisher.likelihoods import (
     ESTIMATORS,
     Bernoulli,
@@ -30,4 +31,5 @@ __all__ = [
     "Likelihood",
     "explain_fisher",
     "fisher_diagonal",
+    "fisher_factors",
 ]

@@ -12,7 +12,7 @@ gradients to start from at the model's outputs, ``engine.py`` carries them to th
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from itertools import islice
@@ -101,7 +101,7 @@ def fisher_diagonal(
 
     Returns:
         One tensor per trainable parameter, by its name in ``model.named_parameters()``, of its
-        shape, dtype and device.
+        shape and on its device, in float32 at least.
 
     Raises:
         TypeError: ``data`` or its labels have a type that does not fit; the model is TorchScript or
@@ -110,7 +110,90 @@ def fisher_diagonal(
             do not fit the outputs, the model has no trainable parameter, is random in evaluation
             mode or cuts its outputs off, or a result is not finite.
     """
-    rule = make_likelihood(likelihood, classes, ignore_index, variance, class_dim)
+    return _fisher(
+        model,
+        data,
+        estimator,
+        {},
+        n_samples,
+        batch_size,
+        make_likelihood(likelihood, classes, ignore_index, variance, class_dim),
+        generator,
+        progress,
+        distributed,
+    )
+
+
+def fisher_factors(
+    model: nn.Module,
+    data: Any,
+    layers: Mapping[str, str | None],
+    estimator: str = "exact",
+    n_samples: int | None = None,
+    batch_size: int | None = None,
+    likelihood: str | Likelihood = "categorical",
+    generator: torch.Generator | int | None = None,
+    progress: bool = False,
+    *,
+    classes: Sequence[int] | Tensor | None = None,
+    ignore_index: int = -100,
+    variance: float = 1.0,
+    class_dim: int | None = None,
+    distributed: bool = True,
+) -> dict[str, Tensor]:
+    """Return Kronecker factors of the Fisher information of some layers, of others the diagonal.
+
+    A layer's block of F is taken for G ⊗ A, with A = E[mean_t a aᵀ] of its inputs a and
+    G = E[Σ_t g gᵀ] of the gradients g by its outputs, t being the positions (of a sequence, or of a
+    convolution's kernel) of one sample: see ``closed_forms/factors.py``. Padded positions count in
+    A as any others.
+
+    Args:
+        model, data, n_samples, batch_size, likelihood, generator, progress, classes, ignore_index,
+            variance, class_dim, distributed: as for :func:`fisher_diagonal`.
+        layers: names of the weights of linear layers and of convolutions without groups, each with
+            the name of its bias, or None to leave that to the diagonal.
+        estimator: as for :func:`fisher_diagonal`, but not ``batched``.
+
+    Returns:
+        Per weight of ``layers`` two tensors, ``"NAME:A"`` of shape (I, I) and ``"NAME:G"`` (O, O),
+        in float32 at least; I are the weights of one output in their order, and one more for the
+        bias at the end. Per other trainable parameter its diagonal under its name.
+
+    Raises:
+        TypeError, ValueError: as :func:`fisher_diagonal`; or a layer has no factors.
+    """
+    if estimator == "batched":
+        raise ValueError(
+            "estimator 'batched' squares the gradient of a batch, which has no Kronecker factors."
+        )
+    return _fisher(
+        model,
+        data,
+        estimator,
+        layers,
+        n_samples,
+        batch_size,
+        make_likelihood(likelihood, classes, ignore_index, variance, class_dim),
+        generator,
+        progress,
+        distributed,
+    )
+
+
+def _fisher(
+    model: nn.Module,
+    data: Any,
+    estimator: str,
+    layers: Mapping[str, str | None],
+    n_samples: int | None,
+    batch_size: int | None,
+    rule: Likelihood,
+    generator: torch.Generator | int | None,
+    progress: bool,
+    distributed: bool,
+) -> dict[str, Tensor]:
+    """Return what the two functions above return."""
     _check_choice("estimator", estimator, ESTIMATORS)
     _check_count("n_samples", n_samples)
     _check_count("batch_size", batch_size)
@@ -118,7 +201,7 @@ def fisher_diagonal(
     draws = Draws(generator)
     # What is wrong if the outputs of every batch are like those of the batches so far.
     doubt: str | bool | None = True
-    with _engine(model) as (engine, prefix):
+    with _engine(model, layers) as (engine, prefix):
         samples = make_samples(data, n_samples, generator)
         batches = _batches(samples, engine, estimator, batch_size)
 
@@ -140,8 +223,8 @@ def fisher_diagonal(
         if doubt:
             raise ValueError(doubt)
         return {
-            prefix + name: _finished(prefix + name, sums[name] / count, parameter)
-            for name, parameter in engine.parameters.items()
+            prefix + name: _finished(prefix + name, sums[name] / count, dtype)
+            for name, (_, dtype) in engine.results.items()
         }
 
 
@@ -185,14 +268,20 @@ def explain_fisher(
 
 
 @contextmanager
-def _engine(model: nn.Module) -> Iterator[tuple[Engine, str]]:
+def _engine(
+    model: nn.Module, layers: Mapping[str, str | None] | None = None
+) -> Iterator[tuple[Engine, str]]:
     """Yield an engine for the trainable parameters, and what wrappers put before their names."""
     model, prefix = _unwrapped(model)
     check_model(model)
+    inside = {
+        weight.removeprefix(prefix): bias and bias.removeprefix(prefix)
+        for weight, bias in (layers or {}).items()
+    }
     names = [name for name, p in model.named_parameters() if p.requires_grad]
     if not names:
         raise ValueError("model must have at least one trainable parameter, but it has none.")
-    with undisturbed(model), Engine(model, names) as engine:
+    with undisturbed(model), Engine(model, names, inside) as engine:
         yield engine, prefix
 
 
@@ -272,7 +361,8 @@ def _warn_of_many_passes(passes: int) -> None:
 def _zeros(engine: Engine) -> dict[str, Tensor]:
     """Return the sums at their start, so wide that no error grows with the samples."""
     return {
-        name: torch.zeros_like(p, dtype=widest(p.device)) for name, p in engine.parameters.items()
+        name: torch.zeros(shape, dtype=widest(engine.device), device=engine.device)
+        for name, (shape, _) in engine.results.items()
     }
 
 
@@ -300,15 +390,10 @@ def _sum_over_processes(sums: dict[str, Tensor], count: int) -> int:
     return int(total)
 
 
-def _finished(name: str, mean: Tensor, parameter: Tensor) -> Tensor:
-    result = mean.to(parameter.dtype)
+def _finished(name: str, mean: Tensor, dtype: torch.dtype) -> Tensor:
+    result = mean.to(dtype)
     if result.isfinite().all():
         return result
-    if mean.isfinite().all():
-        raise ValueError(
-            f"the Fisher information of parameter {name!r} reaches {mean.max().item():.3g}, more "
-            f"than {parameter.dtype} can hold: convert the model with .float() or .bfloat16()."
-        )
     raise ValueError(
         f"the Fisher information of parameter {name!r} is not finite: look for NaN or infinity in "
         "the data and the weights."

@@ -14,7 +14,7 @@ not have, and a few rows of the first for an influence of samples on each other.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 
 import torch
@@ -23,6 +23,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from ewc_tutorial.fisher.closed_forms.calls import Recorder
 from ewc_tutorial.fisher.closed_forms.graph import Graph, Use, kinds, readings
+from ewc_tutorial.fisher.closed_forms.layers import Product
 from ewc_tutorial.fisher.closed_forms.squares import squares_by_closed_forms
 from ewc_tutorial.fisher.inputs import Inputs, all_equal, n_elements, n_samples, take
 from ewc_tutorial.fisher.likelihoods.base import Seeds
@@ -49,13 +50,18 @@ class Engine:
     Args:
         model: the network, in the mode that it is to be differentiated in.
         names: the parameters wanted.
+        layers: weights among them, each with its bias or None, whose Kronecker factors are wanted
+            in place of squares, under ``weight:A`` and ``weight:G`` (see ``factors.py``).
 
     Attributes:
         explanation: what each parameter got, in words.
     """
 
-    def __init__(self, model: nn.Module, names: list[str]) -> None:
+    def __init__(
+        self, model: nn.Module, names: list[str], layers: Mapping[str, str | None] | None = None
+    ) -> None:
         self.model = model
+        self.layers = dict(layers or {})
         self.parameters = {name: model.get_parameter(name) for name in names}
         self.device = self.parameters[names[0]].device
         self.explanation: dict[str, str] = {}
@@ -72,6 +78,21 @@ class Engine:
 
     def __exit__(self, *exception: object) -> None:
         self._recorder.close()
+
+    @property
+    def results(self) -> dict[str, tuple[tuple[int, ...], torch.dtype]]:
+        """Shape and precision of each of the results, by name."""
+        found: dict[str, tuple[tuple[int, ...], torch.dtype]] = {}
+        for name, p in self.parameters.items():
+            # A float16 has no room for squares: the small ones are zero, the large ones infinite.
+            dtype = torch.promote_types(p.dtype, torch.float32)
+            if name in self.layers:
+                inputs = p[0].numel() + (self.layers[name] is not None)
+                found[f"{name}:A"] = (inputs, inputs), dtype
+                found[f"{name}:G"] = (len(p), len(p)), dtype
+            elif name not in self.layers.values():
+                found[name] = tuple(p.shape), dtype
+        return found
 
     def prepare(self, x: Inputs) -> None:
         """Choose a rule for each parameter, by what is remembered or a few of the samples show."""
@@ -115,12 +136,17 @@ class Engine:
             self.prepare(x)  # one sample alone shows no mixing
         twice = batch == 1 and self._plan.copies == 2
         outputs, uses = self._forward(take(x, [0, 0]) if twice else x)
+        for weight, bias in self.layers.items():
+            _check_products(weight, bias, uses)
         seeds = make_seeds(outputs[:batch].detach())
         padded = Seeds(lambda: map(_with_a_row_of_zeros, seeds), len(seeds)) if twice else seeds
-        sums = squares_by_closed_forms(outputs, self.parameters, uses, padded)
+        sums = squares_by_closed_forms(outputs, self.parameters, uses, padded, self.layers)
+        if twice:  # the second copy has no gradient, but inputs
+            sums |= {f"{name}:A": sums[f"{name}:A"] / 2 for name in self.layers}
         self.explanation |= {name: _description(seen) for name, seen in uses.items()}
         del outputs, uses  # the graph, before memory is needed for the others
-        rest = [name for name in self.parameters if name not in sums]
+        factored = {*self.layers, *self.layers.values()}
+        rest = [name for name in self.parameters if name not in sums and name not in factored]
         return sums | self._one_sample_at_a_time(rest, x, seeds)
 
     def _forward(self, x: Inputs) -> tuple[Tensor, dict[str, list[Use]]]:
@@ -223,3 +249,21 @@ def _description(uses: list[Use]) -> str:
     if not uses:
         return "zero: no output depends on it"
     return f"closed form: {', '.join(sorted({use.kind for use in uses}))}"
+
+
+def _check_products(weight: str, bias: str | None, uses: dict[str, list[Use]]) -> None:
+    """Raise where a weight, or its bias, does something else than one layer's product."""
+    seen = uses.get(weight)
+    products = seen is not None and all(
+        isinstance(use.part, Product) and not use.part.transposed and use.part.right.shape[1] == 1
+        for use in seen
+    )
+    places = {use.edge for use in seen or ()}
+    together = bias is None or (bias in uses and {use.edge for use in uses[bias]} == places)
+    if not products or not together:
+        name = weight if not products else bias
+        raise ValueError(
+            f"Parameter {name!r} has no Kronecker factors in this model: samples influence each "
+            "other, or it is used in another way than its layer's type says. Leave its layer to "
+            f"the diagonal, curvature=Kronecker(diagonal={weight!r})."
+        )

@@ -38,11 +38,13 @@ class LoraEWC(EWC):
         lam, rule, gamma, include, exclude: as for :class:`EWC`; the names are those of the frozen
             weights, such as ``base_model.model.….c_attn.base_layer.weight``.
         adapter: the adapter's name.
+        curvature: ``diagonal``, the only one for which the half-steps in A and B are made.
 
     Raises:
         ImportError: PEFT is not installed.
         ValueError: the model has no LoRA layer of that name, or one whose correction is not s·BA of
-            a linear layer (DoRA, embeddings, convolutions); or as :class:`EWC`.
+            a linear layer (DoRA, embeddings, convolutions); the curvature is another one; or as
+            :class:`EWC`.
     """
 
     def __init__(
@@ -54,7 +56,13 @@ class LoraEWC(EWC):
         include: str | Sequence[str] | None = None,
         exclude: str | Sequence[str] | None = None,
         adapter: str = "default",
+        curvature: str = "diagonal",
     ) -> None:
+        if curvature != "diagonal":
+            raise ValueError(
+                f"curvature of a LoraEWC must be 'diagonal', not {curvature!r}: its half-steps in "
+                "A and B are exact for a number per entry of Δ only."
+            )
         # Plain attributes: the layers are parts of the model, not of this module.
         self._adapter = adapter
         self._layers = _lora_layers(model, adapter)

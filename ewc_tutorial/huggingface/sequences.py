@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ewc_tutorial.ewc import EWC
-from ewc_tutorial.fisher import fisher_diagonal
+from ewc_tutorial.fisher import fisher_diagonal, fisher_factors
 from ewc_tutorial.fisher.samples import Stream
 from ewc_tutorial.huggingface.batches import DictBatch, dict_batches, pad_batch
 from ewc_tutorial.huggingface.logits import Logits
@@ -52,6 +52,7 @@ def sequence_fisher(
     collate: Callable[[Sequence[Any]], Mapping[str, Any]] | None = None,
     generator: torch.Generator | int | None = None,
     progress: bool = False,
+    layers: Mapping[str, str | None] | None = None,
 ) -> dict[str, Tensor]:
     """Return the diagonal Fisher information, the mean over *sequences* of the squared score.
 
@@ -82,9 +83,11 @@ def sequence_fisher(
         collate: joins items of a data set to a batch; default :func:`collator`.
         generator: draws the subset and the labels; a number seeds a new one, None means 0.
         progress: show a progress bar if it takes longer than about a second.
+        layers: weights, with their biases, whose Kronecker factors are wanted instead.
 
     Returns:
-        One tensor per trainable parameter, as :func:`~ewc_tutorial.fisher_diagonal` does.
+        One tensor per trainable parameter, as :func:`~ewc_tutorial.fisher_diagonal` does; with
+        ``layers``, what :func:`~ewc_tutorial.fisher.fisher_factors` does.
 
     Raises:
         TypeError: ``data`` has a type that does not fit.
@@ -102,10 +105,14 @@ def sequence_fisher(
     logits = Logits(model, task)
     collate = collate or collator(model, task)
     batches = dict_batches(data, collate, n_samples, batch_size or DEFAULT_BATCH, generator)
-    fisher = fisher_diagonal(
+    inside = {
+        f"model.{weight}": bias and f"model.{bias}" for weight, bias in (layers or {}).items()
+    }
+    measure = partial(fisher_factors, layers=inside) if inside else fisher_diagonal
+    fisher = measure(
         logits,
         Stream(batches, n_samples, logits.read),
-        estimator,
+        estimator=estimator,
         batch_size=batch_size,
         likelihood=logits.likelihood,
         generator=generator,

@@ -14,10 +14,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch.utils.hooks import RemovableHandle
 from transformers import Trainer, TrainerCallback
 from transformers.trainer_utils import get_last_checkpoint
 
+from ewc_tutorial.attachment import Attachment
 from ewc_tutorial.ewc import EWC
 from ewc_tutorial.files import replacing
 
@@ -73,7 +73,7 @@ class EWCTrainerMixin(_Trainer):
         self.old_eval_dataset = old_eval_dataset
         self.ewc_update = ewc_update
         self._old_prefix: str | None = None
-        self._attached: RemovableHandle | None = None
+        self._attached: Attachment | None = None
         if ewc is None:
             return
         if ewc.model is not self.model:

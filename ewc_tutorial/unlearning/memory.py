@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import copy
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -105,10 +105,10 @@ class TaskMemory:
                     f"the model it is {found}: build the model as it was, its head grown as far."
                 )
         for task in records.tasks[:1]:
-            if (recorded := records[task].fisher.keys()) != {*ewc.names}:
+            if (recorded := records[task].fisher.keys()) != ewc.shapes().keys():
                 raise ValueError(
                     f"The records protect other parameters than this EWC: "
-                    f"{', '.join(sorted(recorded ^ {*ewc.names}))}."
+                    f"{', '.join(sorted(recorded ^ ewc.shapes().keys()))}."
                 )
         memory._records = records
         memory._replay(records[task] for task in records.tasks)
@@ -185,7 +185,7 @@ class TaskMemory:
                 )
         with _unchanged_if_it_fails(self.ewc):
             self.ewc.merge(fisher, weight)
-            kept = {name: _stored(fisher[name]) for name in self.ewc.names}
+            kept = {name: _stored(fisher[name]) for name in self.ewc.shapes()}
             record = TaskRecord(task, before, after, kept, float(weight))
             self._records.commit((*self.tasks, task), {task: record}, self.forgotten, after)
         self._open = None
@@ -231,12 +231,13 @@ class TaskMemory:
     def _replay(self, records: Iterable[TaskRecord]) -> None:
         """Let the EWC meet these tasks and no others, each at the weights that it had then."""
         parameters = dict(self.ewc.model.named_parameters())
-        values = self.ewc.values()
+        shapes = self.ewc.shapes()
         self.ewc.reset()
         with _weights_put_back(parameters):
             for record in records:
-                _assign(parameters, {n: _padded(w, parameters[n]) for n, w in record.after.items()})
-                fisher = {name: _padded(record.fisher[name], values[name]) for name in values}
+                weights = {n: _padded(w, parameters[n].shape) for n, w in record.after.items()}
+                _assign(parameters, weights)
+                fisher = {n: _padded(record.fisher[n], shape) for n, shape in shapes.items()}
                 self.ewc.merge(fisher, record.weight)
 
     def _begun(self) -> tuple[str, dict[str, Tensor]]:
@@ -261,16 +262,23 @@ def _stored(tensor: Tensor) -> Tensor:
     return tensor.detach().to("cpu", copy=True).contiguous()
 
 
-def _padded(value: Tensor, like: Tensor) -> Tensor:
-    """Return ``value`` with rows of zeros for those that a head has got since."""
-    if value.shape == like.shape:
+def _padded(value: Tensor, shape: Sequence[int]) -> Tensor:
+    """Return ``value`` with zeros for the rows that a head has got since.
+
+    The factor of a head's outputs, a square matrix, has got as many columns.
+    """
+    old, new = tuple(value.shape), tuple(shape)
+    if old == new:
         return value
-    if value.dim() != like.dim() or value.shape[1:] != like.shape[1:] or len(value) > len(like):
+    squares = old == old[:1] * 2 and new == new[:1] * 2
+    if len(old) != len(new) or (old[1:] != new[1:] and not squares) or old[0] > new[0]:
         raise RuntimeError(
-            f"A parameter of the records has shape {tuple(value.shape)}, but now "
-            f"{tuple(like.shape)}: it may only get further rows."
+            f"A parameter of the records has shape {old}, but now {new}: it may only get further "
+            "rows."
         )
-    return torch.cat([value, value.new_zeros(len(like) - len(value), *value.shape[1:])])
+    padded = value.new_zeros(new)
+    padded[tuple(slice(n) for n in old)] = value
+    return padded
 
 
 def _subtracted(weights: Mapping[str, Tensor], gone: TaskRecord) -> dict[str, Tensor]:
@@ -278,7 +286,7 @@ def _subtracted(weights: Mapping[str, Tensor], gone: TaskRecord) -> dict[str, Te
     result = dict(weights)
     for name in gone.after.keys() & weights.keys():
         now = weights[name]
-        before, after = _padded(gone.before[name], now), _padded(gone.after[name], now)
+        before, after = (_padded(part[name], now.shape) for part in (gone.before, gone.after))
         earlier = (double(now) - (double(after) - double(before))).to(now)
         result[name] = torch.where(now == after, before, earlier)
     return result

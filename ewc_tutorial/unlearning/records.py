@@ -31,7 +31,7 @@ class TaskRecord:
     Attributes:
         task: its name.
         before, after: the trainable parameters when the task began, and when it was consolidated.
-        fisher: the Fisher diagonal of the protected parameters at ``after``.
+        fisher: the Fisher information of the protected parameters at ``after``, as measured.
         weight: what the Fisher was multiplied by when it was merged.
     """
 

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from ewc_tutorial.fisher.closed_forms.calls import plain_arithmetic, wide
+from ewc_tutorial.fisher.closed_forms.factors import LayerFactors
 from ewc_tutorial.fisher.closed_forms.graph import Use
 from ewc_tutorial.fisher.closed_forms.sums import make_reducer
 from ewc_tutorial.fisher.likelihoods.base import Seeds
@@ -19,6 +20,7 @@ def squares_by_closed_forms(
     parameters: Mapping[str, Tensor],
     uses: dict[str, list[Use]],
     seeds: Seeds,
+    layers: Mapping[str, str | None] | None = None,
 ) -> Squares:
     """Return Σ_n Σ_k (J_nᵀ s_nk)² for the parameters whose uses are given.
 
@@ -27,15 +29,21 @@ def squares_by_closed_forms(
         parameters: by name.
         uses: per name all uses of that parameter; none means that the outputs do not depend on it.
         seeds: gradients by the outputs, each (B, ...).
+        layers: weights, with their biases, that get the sums of Kronecker factors instead, under
+            ``weight:A`` and ``weight:G``; all their uses are products.
     """
+    layers = layers or {}
     device = outputs.device
     edges = list({use.edge: None for seen in uses.values() for use in seen})
     place = {edge: i for i, edge in enumerate(edges)}
     reducers = []
     for name, seen in uses.items():
-        if seen:
+        if seen and name not in layers.values():
             parts, shape = [use.part for use in seen], parameters[name].shape
-            reducer = make_reducer(parts, shape, len(seeds), _products_at_a_time(device))
+            if name in layers:
+                reducer = LayerFactors(parts, layers[name] is not None)
+            else:
+                reducer = make_reducer(parts, shape, len(seeds), _products_at_a_time(device))
             reducers.append((name, reducer, [place[use.edge] for use in seen]))
     seeded = False
     for seed in seeds if edges else ():
@@ -47,10 +55,15 @@ def squares_by_closed_forms(
                 reducer.add([gradients[i] for i in places])
         del gradients  # before the next ones
     with plain_arithmetic(device):
-        sums = {name: torch.zeros_like(wide(parameters[name].detach())) for name in uses}
-        # Of one class alone, or of ignored tokens alone, there is nothing to sum.
-        for name, reducer, _ in reducers if seeded else ():
-            sums[name] += reducer.result().reshape(sums[name].shape)
+        factored = {*layers, *layers.values()}
+        diagonal = [name for name in uses if name not in factored]
+        sums = {name: torch.zeros_like(wide(parameters[name].detach())) for name in diagonal}
+        for name, reducer, _ in reducers:
+            if name in layers:
+                A, G = reducer.result()
+                sums |= {f"{name}:A": A} | ({f"{name}:G": G} if seeded else {})
+            elif seeded:  # of one class alone, or of ignored tokens alone, there is nothing to sum
+                sums[name] += reducer.result().reshape(sums[name].shape)
     return sums
 
 

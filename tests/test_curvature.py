@@ -1,0 +1,643 @@
+"""Kronecker-factored EWC against dense matrices, autograd and finite differences."""
+
+from __future__ import annotations
+
+import copy
+from itertools import pairwise
+
+import pytest
+import torch
+from kronecker_oracle import block, dense_fisher, flat, random_factors
+from torch import nn, optim
+
+from ewc_tutorial import diagnose
+from ewc_tutorial.course.models import mlp
+from ewc_tutorial.curvature import Kronecker
+from ewc_tutorial.curvature.subproblem import solve
+from ewc_tutorial.ewc import EWC, L2
+from ewc_tutorial.fisher import fisher_diagonal
+from ewc_tutorial.unlearning import TaskMemory
+
+
+def network(dtype: torch.dtype = torch.float64) -> nn.Sequential:
+    return mlp(3, [4], 2, activation=nn.Tanh, seed=0).to(dtype)
+
+
+def move(model: nn.Module, seed: int, scale: float = 1.0) -> None:
+    g = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for p in model.parameters():
+            p.add_(scale * torch.randn(p.shape, generator=g, dtype=torch.float64).to(p.dtype))
+
+
+def after_tasks(n_tasks: int = 1, model: nn.Module | None = None, **options):
+    """Consolidate random factors; return model, EWC, and what went in with its weight."""
+    model = network() if model is None else model
+    ewc = EWC(model, curvature=options.pop("curvature", "kronecker"), **options)
+    stored = []
+    for task in range(n_tasks):
+        move(model, seed=10 + task)
+        F = random_factors(ewc.shapes(), seed=task)
+        weight = 1.0 + task % 2
+        ewc.merge(F, weight)
+        stored.append((F, weight, {n: v.detach().clone() for n, v in ewc.values().items()}))
+    move(model, seed=99)
+    return model, ewc, stored
+
+
+def dense(ewc: EWC) -> torch.Tensor:
+    """Return S written out, for the values one after the other, from the state alone."""
+    state, total = ewc.state_dict(), []
+    strength = state["_extra_state"]["strength_by_layer"]
+    names = list(ewc.names)
+    while names:
+        name = names.pop(0)
+        key = name.replace(".", "/")
+        if f"A:{key}" in state:
+            A, G = state[f"A:{key}"].double(), state[f"G:{key}"].double()
+            weight = ewc.model.get_parameter(name)
+            bias = len(A) > weight[0].numel()
+            if bias:
+                names.pop(0)
+            total.append(strength[name] * block(A, G, bias))
+        else:
+            total.append(state[f"importance:{key}"].double().flatten().diag())
+    return torch.block_diag(*total)
+
+
+def mixed() -> nn.Module:
+    """Layers of every kind: a convolution, a normalisation, a scale, linear layers."""
+    torch.manual_seed(0)
+    return nn.Sequential(
+        nn.Conv2d(1, 2, 2), nn.GroupNorm(1, 2), nn.Flatten(), nn.Linear(8, 3, bias=False),
+        nn.LayerNorm(3), nn.Linear(3, 2),
+    ).double()  # fmt: skip
+
+
+# --- the matrix ---------------------------------------------------------------------------------
+
+
+def test_for_one_sample_the_penalty_is_that_of_the_true_fisher_of_each_layer():
+    model, x = network(), torch.randn(1, 3, dtype=torch.float64)
+    names = [["0.weight", "0.bias"], ["2.weight", "2.bias"]]
+    F = torch.block_diag(*(dense_fisher(model, part, x) for part in names))
+    ewc = EWC(model, lam=3.0, curvature="kronecker")
+    ewc.consolidate((x, None))
+    before = flat(model.parameters())
+    move(model, seed=1)
+    away = flat(model.parameters()) - before
+    assert ewc.penalty().item() == pytest.approx(1.5 * (away @ F @ away).item(), rel=1e-10)
+
+
+def test_for_linear_regression_the_whole_fisher_is_one_kronecker_product():
+    model, x = nn.Linear(3, 2).double(), torch.randn(20, 3, dtype=torch.float64)
+    F = dense_fisher(model, ["weight", "bias"], x, likelihood="gaussian", variance=0.5)
+    ewc = EWC(model, curvature="kronecker")
+    ewc.consolidate((x, None), likelihood="gaussian", variance=0.5)
+    torch.testing.assert_close(dense(ewc), F, rtol=1e-10, atol=1e-12)
+    torch.testing.assert_close(flat(ewc.importance.values()), F.diagonal())
+
+
+@pytest.mark.parametrize("make", [network, mixed])
+def test_everything_follows_from_the_dense_matrix(make):
+    model, ewc, stored = after_tasks(1, make(), lam=3.0)
+    S, mu = dense(ewc), flat(stored[0][2].values())
+    away = flat(model.parameters()) - mu
+    assert ewc.penalty().item() == pytest.approx(1.5 * (away @ S @ away).item(), rel=1e-10)
+    torch.testing.assert_close(flat(ewc.importance.values()), S.diagonal())
+    ewc.penalty().backward()
+    by_autograd = flat(p.grad for p in model.parameters())
+    torch.testing.assert_close(by_autograd, 3 * S @ away, rtol=1e-9, atol=1e-9)
+    ewc.add_gradient_()
+    torch.testing.assert_close(flat(p.grad for p in model.parameters()), 2 * by_autograd)
+
+
+def test_the_gradient_is_that_of_finite_differences():
+    model, ewc, _ = after_tasks(2, lam=2.0)
+    ewc.add_gradient_()
+    for p in model.parameters():
+        entries, h = p.data.view(-1), 1e-5
+        for i, value in enumerate(entries.tolist()):
+            entries[i] = value + h
+            up = ewc.penalty().item()
+            entries[i] = value - h
+            down = ewc.penalty().item()
+            entries[i] = value
+            assert p.grad.view(-1)[i].item() == pytest.approx((up - down) / (2 * h), abs=1e-5)
+
+
+@pytest.mark.parametrize("lam", [1e-3, 1.0, 1e3, 1e12])
+@pytest.mark.parametrize("rank", [None, 1])
+def test_the_proximal_step_is_that_of_the_dense_matrix(lam, rank):
+    model = mixed()
+    ewc = EWC(model, lam, curvature="kronecker")
+    ewc.merge(random_factors(ewc.shapes(), seed=0, rank=rank))
+    S, mu = dense(ewc), flat(model.parameters())
+    move(model, seed=1)
+    away = flat(model.parameters()) - mu
+    ewc.proximal_step_(0.3)
+    identity = torch.eye(len(S), dtype=torch.float64)
+    # (1 + ηλS)⁻¹ by eigenvalues, as the plain solution loses its digits at 1e12.
+    s, U = torch.linalg.eigh(S)
+    s[s < 1e-13 * s.max()] = 0
+    expected = U @ ((U.T @ away) / (1 + 0.3 * lam * s))
+    torch.testing.assert_close(flat(model.parameters()) - mu, expected, rtol=1e-8, atol=1e-9)
+    if lam <= 1e3:
+        solved = torch.linalg.solve(identity + 0.3 * lam * S, away)
+        torch.testing.assert_close(flat(model.parameters()) - mu, solved, rtol=1e-8, atol=1e-9)
+
+
+def test_directions_that_no_input_takes_stay_free_at_every_strength():
+    """In float32: an eigenvalue that is zero but for rounding must not turn stiff."""
+    model = nn.Linear(30, 5, bias=False)
+    ewc = EWC(model, lam=1e10, curvature="kronecker")
+    g = torch.Generator().manual_seed(0)
+    x = torch.randn(40, 10, generator=g) @ torch.randn(10, 30, generator=g)
+    ewc.consolidate((x, None), likelihood="gaussian")
+    _, _, V = torch.linalg.svd(x)
+    free = torch.outer(torch.randn(5, generator=g), V[20])
+    with torch.no_grad():
+        model.weight.add_(free + torch.outer(torch.ones(5), V[0]))
+    wanted = ewc.anchor["weight"] + free
+    ewc.proximal_step_(0.1)
+    torch.testing.assert_close(model.weight.detach(), wanted, rtol=0, atol=1e-3)
+
+
+# --- several tasks ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("rule", "gamma"), [("latest", 1.0), ("online", 0.6), ("average", 1.0)])
+def test_tasks_combine_by_summed_factors_divided_by_their_weight(rule, gamma):
+    model, ewc, stored = after_tasks(3, rule=rule, gamma=gamma, lam=2.0)
+    weights = [w * gamma ** (2 - t) for t, (_, w, _) in enumerate(stored)]
+    total, expected = sum(weights), []
+    for layer in ("0.weight", "2.weight"):
+        A, G = (sum(w * F[f"{layer}:{k}"] for w, (F, *_) in zip(weights, stored, strict=True))
+                for k in "AG")  # fmt: skip
+        expected.append(block(A, G, True) / (total if rule != "average" else total**2))
+    S = torch.block_diag(*expected)
+    away = flat(model.parameters()) - flat(stored[-1][2].values())
+    assert ewc.penalty().item() == pytest.approx((away @ S @ away).item(), rel=1e-10)
+
+
+@pytest.mark.parametrize("shared", ["A", "G"])
+def test_the_sum_is_exact_where_tasks_share_a_factor(shared):
+    model = nn.Linear(3, 2).double()
+    ewc = EWC(model, curvature="kronecker")
+    first, expected = random_factors(ewc.shapes(), 0), 0.0
+    for task in range(4):
+        F = random_factors(ewc.shapes(), task) | {f"weight:{shared}": first[f"weight:{shared}"]}
+        ewc.merge(F, weight=0.5 + task)
+        expected = expected + (0.5 + task) * block(F["weight:A"], F["weight:G"], True)
+    torch.testing.assert_close(dense(ewc), expected, rtol=1e-10, atol=1e-12)
+
+
+def test_the_same_task_twice_weighs_twice():
+    _, ewc, stored = after_tasks(1)
+    before = dense(ewc)
+    ewc.merge(stored[0][0])
+    torch.testing.assert_close(dense(ewc), 2 * before)
+
+
+def test_the_rule_separate_is_refused_with_its_reason():
+    with pytest.raises(ValueError, match=r"'separate' is none for curvature 'kronecker', as a sum"):
+        EWC(network(), rule="separate", curvature="kronecker")
+    assert EWC(network(), curvature="kronecker").rule == "latest"
+    assert EWC(network()).rule == "separate"
+
+
+def test_memory_does_not_grow_with_the_tasks():
+    one, many = after_tasks(1)[1], after_tasks(9)[1]
+    assert [b.shape for b in one.buffers()] == [b.shape for b in many.buffers()]
+
+
+# --- what has factors ---------------------------------------------------------------------------
+
+
+class Everything(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.table = nn.Embedding(50_000, 2)
+        self.tied_in, self.tied_out = nn.Linear(2, 2), nn.Linear(2, 2)
+        self.tied_out.weight = self.tied_in.weight
+        self.norm = nn.LayerNorm(2)
+        self.scale = nn.Parameter(torch.ones(2))
+        self.wide, self.narrow, self.named = nn.Linear(2, 9), nn.Linear(9, 2), nn.Linear(2, 2)
+        self.grouped = nn.Conv1d(2, 2, 1, groups=2)
+        self.last = nn.Linear(2, 3)
+
+    def forward(self, ids):
+        x = self.norm(self.tied_out(torch.tanh(self.tied_in(self.table(ids).mean(1)))))
+        x = self.named(self.narrow(torch.tanh(self.wide(self.scale * x))))
+        return self.last(self.grouped(x.unsqueeze(-1)).squeeze(-1))
+
+
+def test_everything_else_gets_its_exact_diagonal_and_explain_says_why():
+    torch.manual_seed(0)
+    model, ids = Everything(), torch.randint(100, (6, 3))
+    ewc = EWC(model, curvature=Kronecker(limit=8, diagonal="named.*"))
+    why = ewc.explain()
+    words = {
+        "table.weight": "no weight of a linear layer",
+        "tied_in.weight": "several modules share it",
+        "tied_in.bias": "several modules share it",
+        "norm.weight": "no weight of a linear layer",
+        "scale": "no weight of a linear layer",
+        "wide.weight": "9 rows, above the limit 8",
+        "named.weight": "named in diagonal",
+        "grouped.weight": "groups",
+        "last.weight": "Kronecker: A 3², G 3², 0.000144 MB",
+        "last.bias": "in the block of last.weight",
+    }
+    for name, text in words.items():
+        assert text in why[name], name
+    assert why.keys() == set(ewc.names)
+    ewc.consolidate((ids, None))
+    diagonal = fisher_diagonal(model, (ids, None))
+    for name in ewc.names:
+        if "Kronecker" not in why[name]:
+            torch.testing.assert_close(ewc.importance[name], diagonal[name])
+    assert sum(b.numel() for b in ewc.buffers()) < 3 * sum(p.numel() for p in model.parameters())
+
+
+def test_include_exclude_and_frozen_biases():
+    model = network()
+    assert EWC(model, include="*.weight", curvature="kronecker").shapes() == {
+        "0.weight:A": (3, 3),
+        "0.weight:G": (4, 4),
+        "2.weight:A": (4, 4),
+        "2.weight:G": (2, 2),
+    }
+    assert EWC(model, exclude="0.weight", curvature="kronecker").shapes() == {
+        "0.bias": (4,),
+        "2.weight:A": (5, 5),
+        "2.weight:G": (2, 2),
+    }
+    model[0].bias.requires_grad_(False)
+    ewc = EWC(model, lam=1e6, include="0.*", curvature="kronecker")
+    ewc.consolidate((torch.randn(9, 3, dtype=torch.float64), None))
+    before = copy.deepcopy(model.state_dict())
+    move(model, seed=3)
+    bias, head = model[0].bias.clone(), model[2].weight.clone()
+    for _ in range(9):
+        ewc.proximal_step_(1.0)
+    torch.testing.assert_close(model[0].weight.detach(), before["0.weight"], rtol=0, atol=1e-3)
+    assert torch.equal(model[0].bias, bias)
+    assert torch.equal(model[2].weight, head)
+
+
+@pytest.mark.parametrize("fault", ["missing", "shape", "nan", "asymmetric"])
+def test_bad_factors_are_refused_and_change_nothing(fault):
+    _, ewc, _ = after_tasks(1, mixed())
+    F = random_factors(ewc.shapes(), seed=5)
+    bad = F.pop("5.weight:G") if fault == "missing" else F["5.weight:G"]
+    if fault == "shape":
+        F["5.weight:G"] = bad[:1]
+    elif fault == "nan":
+        bad[0, 0] = torch.nan
+    elif fault == "asymmetric":
+        bad[0, 1] += 1
+    before = copy.deepcopy(ewc.state_dict())
+    with pytest.raises(ValueError, match="5.weight:G"):
+        ewc.merge(F)
+    after = ewc.state_dict()
+    assert before["_extra_state"] == after["_extra_state"]
+    assert all(torch.equal(before[k], after[k]) for k in before if k != "_extra_state")
+
+
+@pytest.mark.parametrize("options", [{"limit": 0}, {"iterations": 2.5}])
+def test_bad_options_are_named(options):
+    with pytest.raises(ValueError, match=f"{next(iter(options))} must be a whole number"):
+        Kronecker(**options)
+
+
+def test_an_unknown_curvature_is_refused():
+    with pytest.raises(ValueError, match="curvature must be one of diagonal, kronecker, identity"):
+        EWC(network(), curvature="full")
+
+
+def test_the_curvature_identity_is_l2():
+    model = network()
+    l2, ewc = L2(model, 2.0), EWC(model, 2.0, curvature="identity")
+    assert (l2.rule, l2.curvature) == (ewc.rule, ewc.curvature) == ("average", "identity")
+    for each in (l2, ewc):
+        each.consolidate(None)
+    move(model, seed=1)
+    assert ewc.penalty().item() == l2.penalty().item() > 0
+    ewc.load_state_dict(l2.state_dict())
+
+
+# --- state --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("rule", "gamma"), [("latest", 1.0), ("online", 0.6), ("average", 1.0)])
+def test_the_state_restores_and_goes_on_the_same(rule, gamma):
+    model, ewc, _ = after_tasks(2, rule=rule, gamma=gamma)
+    twin = copy.deepcopy(model)
+    restored = EWC(twin, rule=rule, curvature="kronecker")
+    restored.load_state_dict(ewc.state_dict())
+    for m, e in ((model, ewc), (twin, restored)):
+        e.merge(random_factors(e.shapes(), seed=50))
+        move(m, seed=60)
+        e.proximal_step_(0.1)
+    assert restored.penalty().item() == ewc.penalty().item()
+
+
+def test_a_state_of_another_curvature_is_refused():
+    state = after_tasks(1)[1].state_dict()
+    for other in ("diagonal", "identity"):
+        with pytest.raises(ValueError, match="with curvature='kronecker'"):
+            EWC(network(), rule="latest", curvature=other).load_state_dict(state)
+    diagonal = EWC(network(), rule="latest").state_dict()
+    with pytest.raises(ValueError, match="with curvature='diagonal'"):
+        EWC(network(), curvature="kronecker").load_state_dict(diagonal)
+
+
+def test_a_layer_that_joins_later_has_its_own_count_of_tasks():
+    model, ewc, _ = after_tasks(2)
+    model[2] = nn.Linear(4, 3).double()
+    fresh = EWC(model, curvature="kronecker")
+    old = {k: v for k, v in ewc.state_dict().items() if "2/" not in k}
+    extra = old["_extra_state"]
+    for part in ("weight_by_layer", "strength_by_layer"):
+        del extra[part]["2.weight"]
+    fresh.load_state_dict(old, strict=False)
+    F = random_factors(fresh.shapes(), seed=3)
+    fresh.merge(F)
+    expected = block(F["2.weight:A"], F["2.weight:G"], True)
+    torch.testing.assert_close(dense(fresh)[16:, 16:], expected)
+
+
+def test_a_head_grows_and_its_new_rows_are_free():
+    model, ewc, _ = after_tasks(1, lam=1e6)
+    old = model[2]
+    model[2] = nn.Linear(4, 3).double()
+    with torch.no_grad():
+        model[2].weight[:2], model[2].bias[:2] = old.weight, old.bias
+    ewc.grow_()
+    before = model[2].weight[2].detach().clone()
+    for _ in range(5):
+        ewc.proximal_step_(1.0)
+    assert torch.equal(model[2].weight[2], before)
+    torch.testing.assert_close(
+        model[2].weight[:2].detach(), ewc.anchor["2.weight"][:2], rtol=0, atol=1e-3
+    )
+    ewc.merge(random_factors(ewc.shapes(), seed=1))
+
+
+def test_steps_see_what_is_changed_in_place():
+    model, ewc, _ = after_tasks(1, lam=3.0)
+    ewc.proximal_step_(0.1)
+    for key, buffer in ewc.state_dict().items():
+        if key.startswith(("A:", "G:", "anchor:")):
+            buffer.mul_(2)
+    other = copy.deepcopy((model, ewc))
+    ewc.proximal_step_(0.1)
+    fresh = EWC(other[0], curvature="kronecker")
+    fresh.load_state_dict(other[1].state_dict())
+    fresh.proximal_step_(0.1)
+    assert torch.equal(flat(model.parameters()), flat(other[0].parameters()))
+
+
+def test_reset_forgets():
+    model, ewc, _ = after_tasks(2)
+    ewc.reset()
+    assert ewc.penalty().item() == 0
+    F = random_factors(ewc.shapes(), seed=3)
+    ewc.merge(F)
+    fresh = EWC(model, curvature="kronecker")
+    fresh.merge(F)
+    assert torch.equal(dense(ewc), dense(fresh))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_a_half_precision_model_keeps_factors_in_float32(dtype):
+    model = network(torch.float32)
+    x = torch.randn(20, 3)
+    wide = EWC(copy.deepcopy(model), lam=10.0, curvature="kronecker")
+    half = EWC(model.to(dtype), lam=10.0, curvature="kronecker")
+    wide.consolidate((x, None))
+    half.consolidate((x.to(dtype), None))
+    assert {b.dtype for b in half.buffers()} == {torch.float32}
+    for ewc in (wide, half):
+        move(ewc.model, seed=1)
+    assert half.penalty().item() == pytest.approx(wide.penalty().item(), rel=0.05)
+    for ewc in (wide, half):
+        ewc.add_gradient_()
+        ewc.proximal_step_(0.3)
+        assert all(p.isfinite().all() for p in ewc.model.parameters())
+    for p, q in zip(wide.model.parameters(), half.model.parameters(), strict=True):
+        torch.testing.assert_close(p, q.float(), rtol=0.05, atol=0.05)
+        torch.testing.assert_close(p.grad, q.grad.float(), rtol=0.1, atol=0.1)
+
+
+# --- optimizers ---------------------------------------------------------------------------------
+
+
+class Problem:
+    """A linear layer, its Kronecker EWC, and a loss ½(θ − t)ᵀH(θ − t) with a known minimum."""
+
+    def __init__(self, lam: float, **options) -> None:
+        g = torch.Generator().manual_seed(1)
+        self.model = nn.Linear(3, 2).double()
+        self.ewc = EWC(self.model, lam, curvature=Kronecker(**options))
+        self.ewc.merge(random_factors(self.ewc.shapes(), seed=0))
+        mu, S = self.flat(), dense(self.ewc)
+        root = torch.randn(8, 8, generator=g, dtype=torch.float64)
+        self.H = torch.eye(8, dtype=torch.float64) + 0.1 * (root + root.T)
+        self.t = torch.randn(8, generator=g, dtype=torch.float64)
+        self.minimum = torch.linalg.solve(self.H + lam * S, self.H @ self.t + lam * S @ mu.detach())
+
+    def flat(self) -> torch.Tensor:
+        return torch.cat([self.model.weight.flatten(), self.model.bias])
+
+    def backward(self) -> None:
+        """Set the gradients of the loss."""
+        gradient = self.H @ (self.flat().detach() - self.t)
+        self.model.weight.grad, self.model.bias.grad = gradient[:6].reshape(2, 3), gradient[6:]
+
+    def error(self) -> float:
+        return (self.flat() - self.minimum).abs().max().item()
+
+    def descend(self, optimizer, steps: int = 500) -> None:
+        falling = optim.lr_scheduler.LambdaLR(optimizer, lambda i: 0.96 ** max(0, i - steps // 2))
+        for _ in range(steps):
+            self.backward()
+            optimizer.step()
+            falling.step()
+
+
+def groups(problem: Problem, lr: float) -> list[dict]:
+    return [{"params": [problem.model.weight], "lr": lr},
+            {"params": [problem.model.bias], "lr": 0.3 * lr}]  # fmt: skip
+
+
+OPTIMIZERS = {
+    "SGD": lambda p: optim.SGD(p.model.parameters(), lr=0.1),
+    "momentum": lambda p: optim.SGD(p.model.parameters(), lr=0.02, momentum=0.9),
+    "two rates": lambda p: optim.SGD(groups(p, 0.1)),
+    "Adam": lambda p: optim.Adam(p.model.parameters(), lr=0.05),
+    "RMSprop": lambda p: optim.RMSprop(p.model.parameters(), lr=0.02),
+}
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+@pytest.mark.parametrize("lam", [0.5, 1e8])
+def test_training_ends_where_loss_plus_penalty_is_least(name, lam):
+    problem = Problem(lam)
+    optimizer = OPTIMIZERS[name](problem)
+    problem.ewc.attach(optimizer)
+    problem.descend(optimizer)
+    assert problem.error() < 1e-4
+
+
+@pytest.mark.parametrize("name", ["two rates", "Adam"])
+@pytest.mark.parametrize("iterations", [1, 2])
+def test_even_one_iteration_rests_at_the_minimum(name, iterations):
+    """The fixed points do not depend on how well the subproblem is solved."""
+    problem = Problem(2.0, iterations=iterations)
+    optimizer = OPTIMIZERS[name](problem)
+    problem.ewc.attach(optimizer)
+    problem.descend(optimizer, 600)
+    assert problem.error() < 1e-4
+
+
+def test_the_step_in_a_metric_of_its_own_solves_the_dense_system():
+    problem = Problem(2.0)
+    model, ewc = problem.model, problem.ewc
+    S, mu = dense(ewc), problem.flat().detach()
+    move(model, seed=2)
+    scale = {"weight": torch.rand(2, 3).double() + 0.1, "bias": torch.rand(2).double() + 0.1}
+    M = flat(scale.values()).diag() / 0.3
+    before = problem.flat().detach()
+    ewc.proximal_step_(0.3, scale)
+    expected = torch.linalg.solve(M + 2 * S, M @ before + 2 * S @ mu)
+    torch.testing.assert_close(problem.flat().detach(), expected, rtol=1e-6, atol=1e-6)
+
+
+def test_what_has_no_rate_stays_where_it_is():
+    problem = Problem(2.0)
+    S, mu = dense(problem.ewc), problem.flat().detach()
+    move(problem.model, seed=2)
+    before = problem.flat().detach()
+    problem.ewc.proximal_step_({"weight": 0.3})
+    after = problem.flat().detach()
+    assert torch.equal(after[6:], before[6:])
+    # The weight's minimum, the bias being given.
+    right = before[:6] / 0.3 + 2 * (S @ mu)[:6] - 2 * S[:6, 6:] @ before[6:]
+    identity = torch.eye(6, dtype=torch.float64)
+    expected = torch.linalg.solve(identity / 0.3 + 2 * S[:6, :6], right)
+    torch.testing.assert_close(after[:6], expected, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("lam", [1.0, 1e6, 1e12])
+def test_each_iteration_lowers_the_quadratic(lam):
+    K = lam * block(*(random_factors({"A:A": (4, 4), "G:G": (2, 2)}, 0)[k] for k in ("A:A", "G:G")),
+                    bias=False)  # fmt: skip
+    g = torch.Generator().manual_seed(0)
+    now, start = torch.randn(2, 2, 4, generator=g, dtype=torch.float64)
+    M = 10 ** (4 * torch.rand(2, 4, generator=g, dtype=torch.float64) - 2)
+
+    def value(x: torch.Tensor) -> float:
+        return (0.5 * x.flatten() @ K @ x.flatten() + 0.5 * (M * (x - now) ** 2).sum()).item()
+
+    def product(x: torch.Tensor) -> torch.Tensor:
+        return (K @ x.flatten()).reshape(x.shape)
+
+    diagonal = K.diagonal().reshape(2, 4)
+    values = [value(start)]
+    values += [value(solve(product, diagonal, M, now, start, n)) for n in range(1, 9)]
+    assert all(b <= a * (1 + 1e-12) for a, b in pairwise(values))
+    assert values[-1] < 0.9 * values[0]
+
+
+def test_every_few_steps_is_right_in_the_limit_of_small_ones():
+    errors = []
+    for lr in (0.04, 0.02):
+        problem = Problem(2.0)
+        optimizer = optim.SGD(problem.model.parameters(), lr=lr)
+        problem.ewc.attach(optimizer, every=5)
+        for _ in range(int(12 / lr) // 5 * 5):
+            problem.backward()
+            optimizer.step()
+        errors.append(problem.error())
+    assert errors[1] < 0.6 * errors[0] < 0.1
+    problem = Problem(2.0)
+    optimizer = optim.Adam(problem.model.parameters(), lr=0.05)
+    problem.ewc.attach(optimizer, every=5)
+    problem.descend(optimizer, 1000)
+    assert problem.error() < 0.02
+
+
+def test_every_takes_the_sum_of_the_rates():
+    model, ewc, _ = after_tasks(1, lam=3.0)
+    twin, twin_ewc = copy.deepcopy((model, ewc))
+    optimizer = optim.SGD(model.parameters(), lr=1.0)
+    ewc.attach(optimizer, every=3)
+    for lr in (0.1, 0.2, 0.3):
+        optimizer.param_groups[0]["lr"] = lr
+        for p in model.parameters():
+            p.grad = torch.zeros_like(p)
+        assert torch.equal(model[0].weight, twin[0].weight)
+        optimizer.step()
+    twin_ewc.proximal_step_(0.1 + 0.2 + 0.3)
+    torch.testing.assert_close(flat(model.parameters()), flat(twin.parameters()))
+
+
+@pytest.mark.parametrize("every", [0, 1.5, True])
+def test_a_bad_every_is_refused(every):
+    model, ewc, _ = after_tasks(1)
+    with pytest.raises(ValueError, match="every must be a whole number above zero"):
+        ewc.attach(optim.SGD(model.parameters(), lr=0.1), every=every)
+
+
+# --- around it ----------------------------------------------------------------------------------
+
+
+def test_diagnose_refuses():
+    model, ewc, _ = after_tasks(1)
+    with pytest.raises(ValueError, match="knows the mistakes of diagonal EWC, not those of 'kron"):
+        diagnose(model, ewc)
+
+
+@pytest.mark.parametrize("in_folder", [False, True])
+def test_a_task_is_unlearned(in_folder, tmp_path):
+    model = network()
+    ewc = EWC(model, curvature="kronecker")
+    memory = TaskMemory(ewc, folder=tmp_path if in_folder else None)
+    for name in "ABC":
+        memory.begin(name)
+        move(model, seed=ord(name))
+        memory.merge(random_factors(ewc.shapes(), seed=ord(name)))
+    memory.forget("B")
+    other = EWC(network(), curvature="kronecker")
+    for name in "AC":
+        move(other.model, seed=ord(name))
+        other.merge(random_factors(ewc.shapes(), seed=ord(name)))
+    torch.testing.assert_close(flat(model.parameters()), flat(other.model.parameters()))
+    torch.testing.assert_close(dense(ewc), dense(other))
+    torch.testing.assert_close(flat(ewc.anchor.values()), flat(other.anchor.values()))
+    if in_folder:
+        again = TaskMemory.load(EWC(network(), curvature="kronecker"), tmp_path)
+        assert torch.equal(dense(again.ewc), dense(ewc))
+
+
+def test_a_grown_head_is_replayed():
+    model = network()
+    ewc = EWC(model, curvature="kronecker")
+    memory = TaskMemory(ewc)
+    memory.begin("A")
+    first = random_factors(ewc.shapes(), seed=1)
+    memory.merge(first)
+    model[2].weight = nn.Parameter(
+        torch.cat([model[2].weight, torch.zeros(1, 4).double()]).detach()
+    )
+    model[2].bias = nn.Parameter(torch.cat([model[2].bias, torch.zeros(1).double()]).detach())
+    ewc.grow_()
+    memory.begin("B")
+    memory.merge(random_factors(ewc.shapes(), seed=2))
+    memory.forget("B")
+    kept = ewc.state_dict()["G:2/weight"]
+    torch.testing.assert_close(kept[:2, :2], first["2.weight:G"])
+    assert not kept[2].any()
+    assert not kept[:, 2].any()

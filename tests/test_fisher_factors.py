@@ -1,0 +1,172 @@
+"""Kronecker factors against their definition, sample by sample in float64."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from kronecker_oracle import loop_factors
+from torch import nn
+
+from ewc_tutorial.course.models import mlp
+from ewc_tutorial.fisher import fisher_diagonal, fisher_factors
+
+
+def data(*shape: int, dtype: torch.dtype = torch.float64) -> torch.Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(0), dtype=dtype)
+
+
+class Tokens(nn.Module):
+    """A model of sequences: two linear layers at every position, perhaps a mean at the end."""
+
+    def __init__(self, pooled: bool) -> None:
+        super().__init__()
+        self.pooled = pooled
+        self.first, self.last = nn.Linear(3, 4), nn.Linear(4, 3)
+
+    def forward(self, x):
+        out = self.last(torch.tanh(self.first(x)))
+        return out.mean(1) if self.pooled else out
+
+
+class Twice(nn.Module):
+    """One layer that is called twice, and one that is multiplied with outside of its call."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer, self.outside = nn.Linear(4, 4), nn.Linear(4, 3)
+
+    def forward(self, x):
+        x = torch.tanh(self.layer(torch.tanh(self.layer(x))))
+        return nn.functional.linear(x, self.outside.weight, self.outside.bias)
+
+
+def convolutions() -> nn.Module:
+    return nn.Sequential(
+        nn.Conv2d(2, 3, 3, stride=2, padding=1),
+        nn.Tanh(),
+        nn.Conv2d(3, 4, 2, dilation=2, bias=False),
+        nn.Flatten(),
+        nn.Linear(16, 3),
+    )
+
+
+def assert_factors(model, found, x, layers, **options):
+    for weight, bias in layers.items():
+        A, G = loop_factors(model, weight.rpartition(".")[0], x, bias is not None, **options)
+        torch.testing.assert_close(found[f"{weight}:A"].double(), A, rtol=1e-9, atol=1e-12)
+        torch.testing.assert_close(found[f"{weight}:G"].double(), G, rtol=1e-9, atol=1e-12)
+        assert weight not in found
+        assert bias not in found
+
+
+MODELS = {
+    "mlp": (lambda: mlp(3, [4], 3), (7, 3), {"0.weight": "0.bias", "2.weight": "2.bias"}),
+    "mean of tokens": (
+        lambda: Tokens(True),
+        (5, 4, 3),
+        {"first.weight": "first.bias", "last.weight": "last.bias"},
+    ),
+    "tokens": (
+        lambda: Tokens(False),
+        (5, 4, 3),
+        {"first.weight": None, "last.weight": "last.bias"},
+    ),
+    "convolutions": (
+        convolutions,
+        (5, 2, 7, 7),
+        {"0.weight": "0.bias", "2.weight": None, "4.weight": "4.bias"},
+    ),
+    "called twice": (Twice, (6, 4), {"layer.weight": "layer.bias"}),
+    "outside": (Twice, (6, 4), {"outside.weight": "outside.bias"}),
+}
+
+
+@pytest.mark.parametrize("kind", [k for k in MODELS if k != "outside"])
+@pytest.mark.parametrize("batch_size", [None, 2])
+def test_factors_are_those_of_the_loop(kind, batch_size):
+    make, shape, layers = MODELS[kind]
+    torch.manual_seed(0)
+    model, x = make().double(), data(*shape)
+    found = fisher_factors(model, (x, None), layers, batch_size=batch_size)
+    assert_factors(model, found, x, layers)
+    diagonal = fisher_diagonal(model, (x, None))
+    for name in diagonal.keys() - layers.keys() - {*layers.values()}:
+        assert torch.equal(found[name], diagonal[name]) or batch_size
+        torch.testing.assert_close(found[name], diagonal[name])
+
+
+@pytest.mark.parametrize("likelihood", ["gaussian", "bernoulli"])
+def test_factors_of_other_likelihoods(likelihood):
+    model, x = mlp(3, [4], 2).double(), data(6, 3)
+    layers = {"0.weight": "0.bias", "2.weight": "2.bias"}
+    options = {"variance": 0.3} if likelihood == "gaussian" else {}
+    found = fisher_factors(model, (x, None), layers, likelihood=likelihood, **options)
+    assert_factors(model, found, x, layers, likelihood=likelihood, **options)
+
+
+def test_the_empirical_estimator_takes_the_labels_of_the_data():
+    model, x = mlp(3, [4], 3).double(), data(6, 3)
+    y = torch.arange(6) % 3
+    layers = {"0.weight": "0.bias", "2.weight": None}
+    found = fisher_factors(model, (x, y), layers, "empirical")
+    assert_factors(model, found, x, layers, y=y)
+
+
+def test_sampled_labels_give_the_exact_factors_on_average():
+    model, x = mlp(3, [4], 3).double(), data(4, 3)
+    layers = {"0.weight": "0.bias"}
+    exact = fisher_factors(model, (x, None), layers)["0.weight:G"]
+    repeated = x.repeat(4000, 1)
+    sampled = fisher_factors(model, (repeated, None), layers, "sampled")["0.weight:G"]
+    torch.testing.assert_close(sampled, exact, rtol=0, atol=0.05 * exact.max().item())
+
+
+def test_a_product_outside_of_its_layer_has_factors_as_well():
+    torch.manual_seed(0)
+    model, x = Twice().double(), data(6, 4)
+    layers = MODELS["outside"][2]
+    found = fisher_factors(model, (x, None), layers)
+    hidden = torch.tanh(model.layer(torch.tanh(model.layer(x)))).detach()
+    A, G = loop_factors(nn.Sequential(model.outside), "0", hidden)
+    torch.testing.assert_close(found["outside.weight:A"], A)
+    torch.testing.assert_close(found["outside.weight:G"], G)
+
+
+def test_a_weight_that_does_more_than_its_layer_is_refused():
+    class Odd(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.Linear(3, 3)
+
+        def forward(self, x):
+            return self.layer(x) * self.layer.weight.square().sum()
+
+    with pytest.raises(ValueError, match=r"'layer.weight' has no Kronecker factors.*diagonal="):
+        fisher_factors(Odd(), (data(4, 3).float(), None), {"layer.weight": "layer.bias"})
+
+
+def test_batched_has_no_factors():
+    with pytest.raises(ValueError, match="'batched' squares the gradient of a batch"):
+        fisher_factors(mlp(3, [], 2), (data(4, 3), torch.zeros(4).long()), {}, "batched")
+
+
+def test_a_half_precision_model_has_factors_in_float32():
+    model = mlp(3, [4], 2, seed=0).bfloat16()
+    x = data(6, 3).bfloat16()
+    layers = {"0.weight": "0.bias", "2.weight": "2.bias"}
+    found = fisher_factors(model, (x, None), layers)
+    for weight in layers:
+        A, G = loop_factors(model, weight[:1], x)
+        assert found[f"{weight}:A"].dtype == torch.float32
+        torch.testing.assert_close(found[f"{weight}:A"].double(), A, rtol=0.05, atol=0.02)
+        torch.testing.assert_close(found[f"{weight}:G"].double(), G, rtol=0.05, atol=0.02)
+
+
+def test_names_of_wrapped_models_are_kept():
+    model = mlp(3, [], 2)
+    wrapped = nn.DataParallel(model)
+    found = fisher_factors(
+        wrapped, (data(4, 3).float(), None), {"module.0.weight": "module.0.bias"}
+    )
+    plain = fisher_factors(model, (data(4, 3).float(), None), {"0.weight": "0.bias"})
+    assert torch.equal(found["module.0.weight:G"], plain["0.weight:G"])
