@@ -34,8 +34,9 @@ FISHER_AT = ("end", "during")
 #: The course's network and budget for five tasks of two digits, with Adam: one learning rate for
 #: all methods, as in the published table (``experiments/scenario_search.py`` has others).
 HIDDEN, STEPS, BATCH_SIZE, LR = (64, 64), 100, 32, 5e-3
-#: The best λ for EWC on the seeds 100-102, of the powers of ten from 100 to a million.
-LAMBDAS = {"task": 1e5, "domain": 1e5, "class": 1e3}
+#: The best λ for EWC on the seeds 100-102, of the powers of ten from 1 to a million; in the
+#: class-incremental scenario none is better than no penalty, and this is as good as any.
+LAMBDAS = {"task": 1e2, "domain": 1e3, "class": 1e2}
 
 
 class ScenarioNet(nn.Module):
