@@ -246,7 +246,7 @@ def test_everything_else_gets_its_exact_diagonal_and_explain_says_why():
         "wide.weight": "9 rows, above the limit 8",
         "named.weight": "named in diagonal",
         "grouped.weight": "groups",
-        "last.weight": "Kronecker: A 3², G 3², 0.000144 MB",
+        "last.weight": "Kronecker: A 3², G 3², 0.000216 MB",
         "last.bias": "in the block of last.weight",
     }
     for name, text in words.items():

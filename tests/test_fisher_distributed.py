@@ -11,7 +11,7 @@ import torch.multiprocessing as mp
 from fisher_oracle import assert_fisher_close
 
 from ewc_tutorial.course.models import mlp
-from ewc_tutorial.fisher import fisher_diagonal
+from ewc_tutorial.fisher import fisher_diagonal, fisher_factors
 
 pytestmark = [
     pytest.mark.slow,
@@ -19,6 +19,7 @@ pytestmark = [
 ]
 
 SHARES = (slice(0, 17), slice(17, 23))
+LAYERS = {"0.weight": "0.bias", "2.weight": None}
 
 
 def data():
@@ -38,6 +39,7 @@ def run_process(rank, folder):
         "empirical": fisher_diagonal(model, share, "empirical", batch_size=5),
         "one has nothing": fisher_diagonal(model, nothing if rank else (x, y)),
         "alone": fisher_diagonal(model, share, distributed=False),
+        "factors": fisher_factors(model, share, LAYERS),
         "wrapped": fisher_diagonal(torch.nn.parallel.DistributedDataParallel(model), share),
     }
     with pytest.raises(ValueError, match="empty"):
@@ -61,5 +63,7 @@ def test_two_processes(tmp_path):
         assert_fisher_close(results["empirical"], expected("empirical"))
         assert_fisher_close(results["one has nothing"], expected())
         assert_fisher_close(results["alone"], expected(part=part))
+        factors = fisher_factors(model, (x, y), LAYERS)
+        assert_fisher_close(results["factors"], {n: v.double() for n, v in factors.items()})
         wrapped = {name.removeprefix("module."): v for name, v in results["wrapped"].items()}
         assert_fisher_close(wrapped, expected())

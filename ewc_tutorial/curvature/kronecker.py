@@ -48,11 +48,14 @@ class Kronecker(Curvature):
     with more inputs or outputs than ``limit``. :meth:`explain` says which, and what the rest takes.
 
     Args:
-        limit: the largest side of a factor. Memory is that of four matrices per layer (the factors
-            and their eigenvectors) besides the anchor, and the eigenvectors, once per task, take
-            time with the third power of the side: seconds for a thousand, minutes for 4096.
+        limit: the largest side of a factor. Memory per layer is that of the factors, as much for
+            their eigenvectors, and, besides the anchor, two matrices of the weight's size and in
+            :meth:`EWC.attach` a third. The eigenvectors, once per task, take time with the third
+            power of the side: about a second for a thousand, minutes for 4096.
         diagonal: shell patterns of parameter names to leave to the diagonal as well.
-        iterations: of conjugate gradients at most in a proximal step that has no closed form.
+        iterations: of conjugate gradients at most in a proximal step that has no closed form, as
+            with Adam. Each costs half of what the closed form does; what training ends at does not
+            depend on how many there are.
     """
 
     name = "kronecker"
@@ -102,7 +105,7 @@ class Kronecker(Curvature):
         found = {name: f"diagonal: {self._why[name]}" for name in self._rest.names}
         for layer in self._layers:
             A, G = self._factors(layer)
-            size = megabytes(A.shape, G.shape, A.shape, G.shape)
+            size = megabytes(*2 * (A.shape, G.shape, (len(G), len(A))))
             found[layer.weight] = f"Kronecker: A {len(A)}², G {len(G)}², {size} with eigenvectors"
             if layer.bias is not None:
                 found[layer.bias] = f"Kronecker: in the block of {layer.weight}"
