@@ -16,9 +16,11 @@ import numpy as np
 import torch
 from torch import nn
 
+from ewc_tutorial.diagnosis.forms import by_name
 from ewc_tutorial.diagnosis.measured import check_checkpoint, check_fisher, check_measure
 from ewc_tutorial.diagnosis.moving import check_backward, check_penalty, check_step
 from ewc_tutorial.diagnosis.report import Diagnosis, Finding, Tensors
+from ewc_tutorial.diagnosis.statistics import check_statistics
 from ewc_tutorial.diagnosis.stored import check_live, check_names, check_tensors, check_unfrozen
 from ewc_tutorial.ewc import EWC
 
@@ -53,7 +55,8 @@ def diagnose(
             ``importance``) and ``anchor``, and perhaps ``penalty`` and ``lam``.
         data: the old task's, in any form that :func:`~ewc_tutorial.fisher.fisher_diagonal` takes.
         new_data: the next task's, to tell whether F was measured on that.
-        fisher, anchor: by parameter name, instead of those of ``ewc``.
+        fisher, anchor: instead of those of ``ewc``: by parameter name, as tensors, arrays or
+            objects with a tensor in ``data``, or as a flat vector of all parameters.
         penalty: returns the penalty as it enters the loss, called as ``penalty()`` or
             ``penalty(model)``. If you multiply by λ outside of it, pass ``lam=1``.
         backward: does what your training does between ``zero_grad()`` and ``optimizer.step()``, on
@@ -76,8 +79,9 @@ def diagnose(
         A :class:`Diagnosis`: true if all is well, else its findings print as one sentence each.
 
     Raises:
-        ValueError: neither ``ewc`` nor both of ``fisher`` and ``anchor`` are given, or ``ewc``
-            keeps no diagonal.
+        ValueError: neither ``ewc`` nor both of ``fisher`` and ``anchor`` are given, ``ewc`` keeps
+            no diagonal, or a flat vector has another length than the parameters.
+        TypeError: ``fisher`` or ``anchor`` has another form.
     """
     if isinstance(ewc, EWC) and ewc.curvature not in ("diagonal", "identity"):
         raise ValueError(
@@ -87,6 +91,7 @@ def diagnose(
     fisher, anchor, penalty, lam = _parts(ewc, fisher, anchor, penalty, lam)
     if fisher is None or anchor is None:
         raise ValueError("give ewc, or both fisher and anchor as mappings by parameter name.")
+    fisher, anchor = by_name(model, "fisher", fisher), by_name(model, "anchor", anchor)
     if isinstance(ewc, EWC) and not ewc.n_tasks:
         report = Diagnosis()
         report.findings.append(
@@ -115,6 +120,7 @@ def diagnose(
             report, model, ewc, data, new_data, S, mu, live, batch_size, n_samples, options
         )
         check_measure(report, model, data, measure, options)
+        check_statistics(report, model, data, n_samples)
         check_checkpoint(report, ewc, mu, checkpoint)
         factor = check_penalty(report, model, weights, values, S, mu, penalty, lam, live)
         check_backward(report, model, weights, S, mu, backward, lam, live, factor)

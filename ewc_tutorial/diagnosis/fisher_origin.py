@@ -17,10 +17,11 @@ import torch
 from torch import Tensor, nn
 
 from ewc_tutorial.fisher import fisher_diagonal
+from ewc_tutorial.fisher.inputs import Inputs, n_samples
 from ewc_tutorial.fisher.undisturbed import undisturbed
 from ewc_tutorial.precision import double
 
-Batch = tuple[Tensor, Tensor | None]
+Batch = tuple[Inputs, Tensor | None]
 
 #: Residual below which two diagonals are the same but for a factor.
 SAME = 0.01
@@ -70,7 +71,7 @@ def explain(
         options: for :func:`~ewc_tutorial.fisher.fisher_diagonal`.
     """
     F = flat(tested, list(tested))
-    n = sum(len(x) for x, _ in batches)
+    n = sum(n_samples(x) for x, _ in batches)
 
     def measured(data: list[Batch], estimator: str, size: int | None = None) -> Candidate | None:
         try:

@@ -82,12 +82,15 @@ def check_measure(
     if measure is None or data is None:
         report.skipped["how F is measured"] = "needs measure and data"
         return
+    batches = _gathered(data, fisher_origin.PROBE, fisher_origin.PROBE)
+    if not all(isinstance(x, Tensor) and y is not None for x, y in batches):
+        report.skipped["how F is measured"] = "needs inputs in one tensor, and labels"
+        return
     report.checked.append("how F is measured")
     saved = [(p, p.grad) for p in model.parameters()]
     try:
         for p, _ in saved:
             p.grad = None
-        batches = _gathered(data, fisher_origin.PROBE, fisher_origin.PROBE)
         found = fisher_origin.probe(measure, model, batches, **options)
     finally:
         for p, grad in saved:

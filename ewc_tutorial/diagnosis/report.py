@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 
 from torch import Tensor
 
+from ewc_tutorial.console import printable
+
 Tensors = Mapping[str, Tensor]
 
 
@@ -19,7 +21,7 @@ class Finding:
     advice: str
 
     def __str__(self) -> str:
-        return f"{self.name}: {self.measured}; {self.advice}."
+        return printable(f"{self.name}: {self.measured}; {self.advice}.")
 
 
 @dataclass(repr=False)
@@ -51,4 +53,4 @@ class Diagnosis:
         if not lines:
             lines = [f"✓ Nothing found. Checked: {', '.join(self.checked)}."]
         lines += [f"○ Not checked: {check} ({why})." for check, why in self.skipped.items()]
-        return "\n".join(lines)
+        return printable("\n".join(lines))

@@ -9,6 +9,8 @@ from typing import Any
 
 import numpy as np
 
+from ewc_tutorial.console import printable
+
 Function = Callable[..., Any]
 
 
@@ -41,7 +43,7 @@ class Result:
         return self.correct
 
     def __repr__(self) -> str:
-        return self.text
+        return printable(self.text)
 
 
 def judge(exercise: Exercise, fn: Function) -> Result:
