@@ -25,7 +25,7 @@ class Attachment:
     def __init__(self, ewc: EWC, optimizer: torch.optim.Optimizer, every: int) -> None:
         self._ewc = ewc
         self._every = every
-        self._names = {p: name for name, p in ewc.model.named_parameters()}
+        self._names: dict[Tensor, str] = {p: name for name, p in ewc.model.named_parameters()}
         self._start: dict[str, Tensor] | None = None
         self._begin()
         self._handles = [optimizer.register_step_post_hook(self._after_step)]
@@ -44,7 +44,8 @@ class Attachment:
         self.remove()
 
     def _begin(self) -> None:
-        self._waited, self._rates = 0, {}
+        self._waited = 0
+        self._rates: dict[str, float] = {}
 
     @property
     def _idle(self) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 
 #: What signs are written as where the console has no such characters.
-_PLAIN = {
+_PLAIN: dict[str, str | int | None] = {
     **{"✓": "OK", "✗": "X", "○": "-", "λ": "lambda", "θ": "theta", "η": "eta", "μ": "mu"},
     **{"Σ": "sum", "√": "sqrt", "½": "1/2", "²": "^2", "−": "-", "·": "*", "≤": "<=", "≥": ">="},
     **{"…": "...", "→": "->", "×": "x", "∞": "inf"},

@@ -71,6 +71,9 @@ class EWC(nn.Module):
             parameter is left to protect.
     """
 
+    _model: nn.Module
+    _buffers: dict[str, Tensor]  # type: ignore[assignment]  # none of ours is None
+
     def __init__(
         self,
         model: nn.Module,

@@ -89,7 +89,7 @@ class Curvature(ABC):
         """
 
     @abstractmethod
-    def quadratic(self, values: Tensors) -> Tensor | float:
+    def quadratic(self, values: Tensors) -> Tensor:
         """Return (θ − μ)ᵀ S (θ − μ), with the constant that a sum of quadratics leaves."""
 
     @abstractmethod
@@ -150,7 +150,7 @@ class Remembered:
 
     def get(
         self,
-        numbers: tuple[float, ...],
+        numbers: tuple[object, ...],
         tensors: list[Tensor],
         compute: Callable[[], list[Tensor]],
     ) -> list[Tensor]:
@@ -194,3 +194,10 @@ def with_rows(tensor: Tensor, rows: int) -> Tensor:
 def megabytes(*shapes: Sequence[int]) -> str:
     """Say how much tensors of float32 take."""
     return f"{4e-6 * sum(math.prod(shape) for shape in shapes):.3g} MB"
+
+
+def gradient_of(parameter: Tensor) -> Tensor:
+    """Return ``parameter.grad``, made of zeros where there is none."""
+    if parameter.grad is None:
+        parameter.grad = torch.zeros_like(parameter)
+    return parameter.grad

@@ -16,6 +16,7 @@ from ewc_tutorial.curvature.base import (
     Tensors,
     buffer_key,
     checked,
+    gradient_of,
     same_dtypes,
     with_rows,
 )
@@ -109,20 +110,17 @@ class Diagonal(Curvature):
             anchor.copy_(new[1])
         self._constants, self._total_weight = constants, total_weight
 
-    def quadratic(self, values: Tensors) -> Tensor | float:
+    def quadratic(self, values: Tensors) -> Tensor:
         importance, anchors = self.importance, self.anchor
         total: Tensor | float = sum(self._constants.values())
         for name in self.names:
             total = total + (importance[name] * (values[name] - anchors[name]).square()).sum()
-        return total
+        return torch.as_tensor(total)
 
     def add_gradient_(self, values: Tensors, lam: float) -> None:
         parameters = [values[name] for name in self.names]
         importance, anchors = list(self.importance.values()), list(self.anchor.values())
-        for parameter in parameters:
-            if parameter.grad is None:
-                parameter.grad = torch.zeros_like(parameter)
-        gradients = [parameter.grad for parameter in parameters]
+        gradients = [gradient_of(parameter) for parameter in parameters]
         if not same_dtypes(gradients, parameters, anchors):
             # In half precision the difference has to be taken before anything is rounded.
             offsets = torch._foreach_sub(parameters, anchors)

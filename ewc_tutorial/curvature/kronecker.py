@@ -30,6 +30,7 @@ from ewc_tutorial.curvature.base import (
     Tensors,
     buffer_key,
     checked,
+    gradient_of,
     megabytes,
     with_rows,
 )
@@ -153,7 +154,7 @@ class Kronecker(Curvature):
             self._total[layer.weight] = total
             self._strength[layer.weight] = float(total > 0) if rule == "average" else total
 
-    def quadratic(self, values: Tensors) -> Tensor | float:
+    def quadratic(self, values: Tensors) -> Tensor:
         total = self._rest.quadratic(values)
         for layer, offset in self._offsets(values):
             total = total + (offset * self._product(layer, offset)).sum()
@@ -165,9 +166,7 @@ class Kronecker(Curvature):
         for layer, offset in self._offsets(values):
             product = self._product(layer, offset)
             for name, part in layer.parts(product, values).items():
-                if values[name].grad is None:
-                    values[name].grad = torch.zeros_like(values[name])
-                values[name].grad.add_(part, alpha=lam)
+                gradient_of(values[name]).add_(part, alpha=lam)
 
     def proximal_step_(
         self,
@@ -190,8 +189,9 @@ class Kronecker(Curvature):
             if not moving or not self._strength[layer.weight]:
                 continue
             steps = [_step(rates.get(name), scale.get(name, 1.0)) for name in layer.names]
-            if None not in steps and len({*steps}) == 1:
-                move = self._pull(layer, offset, steps[0] * lam)
+            first = steps[0]
+            if first is not None and len({*steps}) == 1:
+                move = self._pull(layer, offset, first * lam)
             else:
                 move = self._solved(layer, offset, values, lam, rates, scale, start)
             for name, part in layer.parts(move, values).items():

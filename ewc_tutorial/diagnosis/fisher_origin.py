@@ -221,7 +221,7 @@ def probe(
         batches: the old task's samples.
         options: for :func:`~ewc_tutorial.fisher.fisher_diagonal`.
     """
-    x = torch.cat([x for x, _ in batches])[:PROBE]
+    x = torch.cat([x for x, _ in batches if isinstance(x, Tensor)])[:PROBE]
     y = torch.cat([y for _, y in batches if y is not None])[:PROBE]
     names: list[str] = []
 

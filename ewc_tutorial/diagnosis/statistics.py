@@ -76,7 +76,7 @@ def _distances(
     distances = {}
     for name, (count, total) in sums.items():
         if count:
-            layer = layers[name]
+            layer: Any = layers[name]
             squares = (total / count - layer.running_mean).square()
             distances[name] = (squares / (layer.running_var + layer.eps)).mean().sqrt().item()
     return distances

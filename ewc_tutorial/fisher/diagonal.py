@@ -14,7 +14,6 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from functools import partial
 from itertools import islice
 from typing import Any
 
@@ -257,7 +256,7 @@ def explain_fisher(
         head = make_samples(data, None, generator).head(PROBE_SIZE)
         if head is None:
             raise ValueError("data must have at least one sample, but it is empty.")
-        x, y = (_to_device(t, engine.device) for t in head)
+        x, y = _to_device(head, engine.device)
 
         def first_seed(outputs: Tensor) -> Seeds:
             found = rule.seeds(estimator, outputs, y, Draws(generator))
@@ -306,12 +305,18 @@ def _summed(
 ) -> tuple[dict[str, Tensor], int]:
     """Return the sums over all batches, and the number of samples in them."""
     sums, count = _zeros(engine), 0
-    for x, y in batches:
-        x, y = _to_device(x, engine.device), _to_device(y, engine.device)
-        for name, squares in step(engine, x, partial(make_seeds, y=y)).items():
+    for batch in batches:
+        x, y = _to_device(batch, engine.device)
+        for name, squares in step(engine, x, _with_labels(make_seeds, y)).items():
             sums[name] += squares
         count += n_samples(x)
     return sums, count
+
+
+def _with_labels(
+    make_seeds: Callable[[Tensor, Tensor | None], Seeds], y: Tensor | None
+) -> Callable[[Tensor], Seeds]:
+    return lambda outputs: make_seeds(outputs, y)
 
 
 def _batches(
@@ -323,7 +328,7 @@ def _batches(
     head = samples.head(PROBE_SIZE)
     if head is None:
         return iter(())
-    engine.prepare(_to_device(head[0], engine.device))
+    engine.prepare(_to_device(head, engine.device)[0])
     return samples.batches(batch_size or engine.batch_size(many_passes=estimator == "exact"))
 
 
@@ -340,13 +345,14 @@ def _with_progress(batches: Iterator[Batch], samples: Samples, progress: bool) -
             bar.update(n_samples(batch[0]))
 
 
-def _to_device(x: Inputs | None, device: torch.device) -> Inputs | None:
+def _to_device(batch: Batch, device: torch.device) -> Batch:
     def moved(tensor: Tensor) -> Tensor:
         tensor = tensor.to(device, non_blocking=True)
         # Autograd cannot keep tensors that were made in inference mode.
         return tensor.clone() if tensor.is_inference() else tensor
 
-    return None if x is None else apply(moved, x)
+    x, y = batch
+    return apply(moved, x), None if y is None else moved(y)
 
 
 def _warn_of_many_passes(passes: int) -> None:

@@ -94,6 +94,11 @@ class Engine:
                 found[name] = tuple(p.shape), dtype
         return found
 
+    @property
+    def _chosen(self) -> Plan:
+        assert self._plan is not None  # prepare() has been called
+        return self._plan
+
     def prepare(self, x: Inputs) -> None:
         """Choose a rule for each parameter, by what is remembered or a few of the samples show."""
         recalled = recall(self.model, (self._state, kind_of(x)))
@@ -121,7 +126,7 @@ class Engine:
 
     def batch_size(self, many_passes: bool) -> int:
         """Return how many samples, of the kind that :meth:`prepare` saw, fit the memory budget."""
-        held = self._plan.held + (self._plan.held_between if many_passes else 0)
+        held = self._chosen.held + (self._chosen.held_between if many_passes else 0)
         return max(1, min(1024, self._budget // max(1, held)))
 
     def squares(self, x: Inputs, make_seeds: Callable[[Tensor], Seeds]) -> Squares:
@@ -134,7 +139,7 @@ class Engine:
         batch = n_samples(x)
         if self._plan is None or self._plan.samples < min(batch, 2):
             self.prepare(x)  # one sample alone shows no mixing
-        twice = batch == 1 and self._plan.copies == 2
+        twice = batch == 1 and self._chosen.copies == 2
         outputs, uses = self._forward(take(x, [0, 0]) if twice else x)
         for weight, bias in self.layers.items():
             _check_products(weight, bias, uses)
@@ -151,17 +156,17 @@ class Engine:
 
     def _forward(self, x: Inputs) -> tuple[Tensor, dict[str, list[Use]]]:
         """Return outputs, and the uses of parameters that are used as in the probe."""
-        if self._plan.interacting:
+        if self._chosen.interacting:
             return outputs_one_by_one(self.model, x), {}
         with self._recorder.recording() as calls:
             outputs = run(self.model, x)
         graph = Graph(outputs)
         if not self._compared:
             self._compare(x, outputs.detach(), graph)
-        if self._plan.interacting:
+        if self._chosen.interacting:
             return outputs_one_by_one(self.model, x), {}
         found: dict[str, list[Use]] = {}
-        closed, elements = self._plan.closed, n_elements(x)
+        closed, elements = self._chosen.closed, n_elements(x)
         for uses in readings(graph, calls, self.parameters, n_samples(x), found) if closed else ():
             for name, seen in uses.items():
                 if name in closed and kinds(seen, elements) <= closed[name]:
@@ -186,11 +191,11 @@ class Engine:
         if not outputs_agree(outputs[rows], alone):
             if not outputs_agree(outputs_one_by_one(self.model, some), alone):
                 raise ValueError(RANDOM)
-            self._plan = replace(self._plan, interacting=True)
-        elif not self._plan.proven and self._compared:
+            self._plan = replace(self._chosen, interacting=True)
+        elif not self._chosen.proven and self._compared:
             self._probe(some)
-        if self._compared and self._plan.verified and not self._plan.interacting:
-            remember(self.model, (self._state, kind_of(x)), self._plan, batch, signature)
+        if self._compared and self._chosen.verified and not self._chosen.interacting:
+            remember(self.model, (self._state, kind_of(x)), self._chosen, batch, signature)
 
     def _one_sample_at_a_time(self, names: list[str], x: Inputs, seeds: Seeds) -> Squares:
         by_vmap = [name for name in names if name not in self._by_loop]
@@ -198,7 +203,7 @@ class Engine:
         if by_vmap:
             # Besides the sample, of each weight: the gradient, its square and their sum.
             weights = sum(self.parameters[name].numel() for name in by_vmap)
-            chunk = max(1, self._budget // 2 // (self._plan.held + 12 * weights))
+            chunk = max(1, self._budget // 2 // (self._chosen.held + 12 * weights))
             try:
                 sums = squares_by_vmap(self.model, by_vmap, x, seeds, chunk)
             except RuntimeError:
@@ -208,7 +213,7 @@ class Engine:
         by_loop = {name: p for name, p in self.parameters.items() if name in names}
         by_loop = {name: p for name, p in by_loop.items() if name not in sums}
         if by_loop:
-            sums |= squares_by_loop(self.model, by_loop, x, seeds, self._plan.copies)
+            sums |= squares_by_loop(self.model, by_loop, x, seeds, self._chosen.copies)
             self.explanation |= dict.fromkeys(by_loop, "loop over samples")
         return sums
 

@@ -48,7 +48,7 @@ def squares_by_vmap(
             with _replaced(model, others | p):
                 return run(model, apply(lambda t: t.unsqueeze(0), xi)).squeeze(0)
 
-        _, pull_back = vjp(forward, parameters)
+        pull_back = vjp(forward, parameters)[1]
         total = _zeros(parameters)
         for seed in seeds_i:
             (gradient,) = pull_back(seed)
@@ -149,7 +149,7 @@ def _replaced(model: nn.Module, tensors: Squares) -> Iterator[None]:
     try:
         for (module, name), parameter in zip(places, old, strict=True):
             if parameter is not None:
-                module._parameters[name] = new[parameter]
+                module._parameters[name] = new[parameter]  # type: ignore[assignment]
         yield
     finally:
         for (module, name), parameter in zip(places, old, strict=True):

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sized
 from itertools import chain, islice
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -58,7 +58,7 @@ class _Indexed(Samples):
         return self._fetch(self._indices[:n]) if self.total else None
 
     def batches(self, size: int | None, merge: bool = False) -> Iterator[Batch]:
-        for indices in self._indices.split(size or max(1, self.total)):
+        for indices in self._indices.split(size or max(1, len(self._indices))):
             if len(indices):
                 yield self._fetch(indices)
 
@@ -127,7 +127,10 @@ def make_samples(data: Any, n_samples: int | None, generator: torch.Generator) -
     if _is_one_batch(data):
         x, y = read_pair(data)
         return _Indexed(
-            lambda indices: (_rows(x, indices), None if y is None else _rows(y, indices)),
+            lambda indices: (
+                _rows(x, indices),
+                None if y is None else cast(Tensor, _rows(y, indices)),
+            ),
             random_subset(rows_of(x), n_samples, generator),
         )
     if isinstance(data, IterableDataset):
@@ -135,7 +138,7 @@ def make_samples(data: Any, n_samples: int | None, generator: torch.Generator) -
     if isinstance(data, Dataset):
         return _Indexed(
             lambda indices: read_pair(_stacked([data[i] for i in indices.tolist()])),
-            random_subset(len(data), n_samples, generator),
+            random_subset(len(cast(Sized, data)), n_samples, generator),
         )
     if isinstance(data, Iterable) and not isinstance(data, Tensor | str | bytes | Mapping):
         return Stream(data, n_samples, read_pair)
@@ -284,6 +287,7 @@ def _join(a: Batch, b: Batch) -> Batch:
     if (a[1] is None) != (b[1] is None):
         raise ValueError("data must have labels y in every batch or in none.")
     y = None if a[1] is None or b[1] is None else torch.cat([a[1], b[1]])
-    if isinstance(a[0], Tensor):
-        return torch.cat([a[0], b[0]]), y
-    return {name: torch.cat([tensor, b[0][name]]) for name, tensor in a[0].items()}, y
+    first, second = a[0], b[0]
+    if isinstance(first, Tensor) or isinstance(second, Tensor):
+        return torch.cat([cast(Tensor, first), cast(Tensor, second)]), y
+    return {name: torch.cat([tensor, second[name]]) for name, tensor in first.items()}, y

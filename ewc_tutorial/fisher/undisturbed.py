@@ -62,7 +62,7 @@ def undisturbed(model: nn.Module) -> Iterator[None]:
             with torch.no_grad():
                 for module, name, buffer, value in buffers:
                     module._buffers[name] = buffer
-                    if buffer is not None and not torch.equal(buffer, value):
+                    if buffer is not None and value is not None and not torch.equal(buffer, value):
                         buffer.copy_(value)
 
 
@@ -109,7 +109,7 @@ def _recurrent_layers_step_by_step() -> Iterator[None]:
     """
     before = torch.backends.mkldnn.enabled
     with torch.backends.cudnn.flags(enabled=False):
-        torch.backends.mkldnn.enabled = False
+        torch.backends.mkldnn.enabled = False  # type: ignore[assignment]
         try:
             yield
         finally:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import chain
 from typing import Any
 
@@ -98,7 +98,7 @@ def dict_batches(
         numbers = torch.arange(len(data))
         if len(data) and _is_item(data[0]):
             numbers = random_subset(len(data), n_samples, generator)
-        elements = (data[i] for i in numbers.tolist())
+        elements: Iterator[Any] = (data[i] for i in numbers.tolist())
     elif isinstance(data, Iterable):
         elements = iter(data)
     else:

@@ -97,6 +97,7 @@ class CTC(Likelihood):
 
     def sample(self, outputs: Tensor, labels: Tensor | None, draws: Draws) -> Tensor:
         cdf = _wide(outputs).softmax(-1).cumsum(-1)
+        assert labels is not None  # they hold the numbers of frames
         frames = self._frames(outputs, labels)
         counts = torch.arange(cdf.shape[1], device=cdf.device) < frames[:, None]
         u = torch.zeros_like(cdf[..., 0])

@@ -62,6 +62,7 @@ class Logits(nn.Module):
         tensors = tensors_of(batch)
         labels = self._labels(tensors)
         if self.task == "seq2seq_lm" and "decoder_input_ids" not in tensors:
+            assert labels is not None  # _labels() asks for them
             tensors["decoder_input_ids"] = self._shifted(labels)
         names = [name for name in tensors if name != "labels" and self._accepts(name)]
         inputs = {name: tensors[name] for name in names}
@@ -134,7 +135,7 @@ class Logits(nn.Module):
             name: t[:, first:end] if t.shape[1:2] == mask.shape[1:] and name in SOURCE else t
             for name, t in padded.items()
         }
-        ways = [{}]
+        ways: list[dict[str, Tensor]] = [{}]
         if self._accepts("position_ids") and "position_ids" not in padded:
             ways.append({"position_ids": _places(mask)})
         with undisturbed(self.model), torch.no_grad():

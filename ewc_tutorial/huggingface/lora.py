@@ -110,12 +110,14 @@ class LoraEWC(EWC):
         self,
         lr: float | Mapping[str, float],
         scale: Mapping[str, float | Tensor] | None = None,
+        start: Mapping[str, Tensor] | None = None,
     ) -> None:
         """Move B, then A, each to the minimum of penalty + d·change²/2η with the other held fixed.
 
         In B alone the penalty is quadratic, one small system of equations per row, and so it is in
         A per column. Each half-step is exact, so the penalty never grows, at any λ; for small η
-        both together are a gradient step. ``lr`` and ``scale`` go by the names of :meth:`weights`.
+        both together are a gradient step. ``lr`` and ``scale`` go by the names of :meth:`weights`;
+        ``start`` is not needed.
 
         Raises:
             ValueError: as :meth:`EWC.proximal_step_`.

@@ -86,7 +86,8 @@ def pad_token_of(model: nn.Module, task: str) -> int | None:
 
 def base_of(model: nn.Module) -> Any:
     """Return the Transformers model inside an adapter."""
-    return model.get_base_model() if hasattr(model, "get_base_model") else model
+    inner: Any = getattr(model, "get_base_model", None)
+    return model if inner is None else inner()
 
 
 def _has_encoder_and_decoder(model: nn.Module) -> bool:

@@ -63,7 +63,7 @@ def squares_by_closed_forms(
                 A, G = reducer.result()
                 sums |= {f"{name}:A": A} | ({f"{name}:G": G} if seeded else {})
             elif seeded:  # of one class alone, or of ignored tokens alone, there is nothing to sum
-                sums[name] += reducer.result().reshape(sums[name].shape)
+                sums[name] += reducer.result().reshape(sums[name].shape)  # type: ignore[attr-defined]
     return sums
 
 

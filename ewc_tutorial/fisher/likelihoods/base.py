@@ -135,10 +135,13 @@ class Likelihood(ABC):
         if estimator == "exact":
             return Seeds(lambda: self.factors(outputs, labels), self.n_factors(outputs))
         if estimator == "sampled":
-            labels = self.sample(outputs, labels, draws)
+            chosen = self.sample(outputs, labels, draws)
         elif estimator == "argmax":
-            labels = self.mode(outputs, labels)
-        return Seeds(lambda: iter([self.score(outputs, labels)]), 1)
+            chosen = self.mode(outputs, labels)
+        else:
+            assert labels is not None  # asked for above
+            chosen = labels
+        return Seeds(lambda: iter([self.score(outputs, chosen)]), 1)
 
 
 def at_least_float32(outputs: Tensor) -> Tensor:
