@@ -461,8 +461,14 @@ def test_models_that_are_refused(name):
         fisher_diagonal(make(), data())
 
 
-def test_what_is_too_large_for_the_parameters_numbers():
+@pytest.mark.parametrize("scale", [1e-4, 3000])
+def test_squares_have_room_where_the_parameters_numbers_have_none(scale):
+    """Beyond 65504 a float16 is infinite, and below 6e-8 it is zero: springs would be gone."""
     model = nn.Linear(6, CLASSES).half()
     x, y = data()
-    with pytest.raises(ValueError, match=r"'weight' reaches .* torch.float16 can hold"):
-        fisher_diagonal(model, ((3000 * x).half(), y), "empirical")
+    F = fisher_diagonal(model, ((scale * x).half(), y), "empirical")["weight"]
+    assert F.dtype == torch.float32
+    assert F.max() > 65504 if scale > 1 else (F[F > 0] < 6e-8).any()
+    wide = copy.deepcopy(model).double()
+    expected = fisher_diagonal(wide, ((scale * x).half().double(), y), "empirical")["weight"]
+    torch.testing.assert_close(F.double(), expected, rtol=0.05, atol=0)
