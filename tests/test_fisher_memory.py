@@ -78,12 +78,12 @@ NETWORKS = {
     "128 tokens, 50,000 classes": (
         lambda: Language(50_000, 50_000, 32),
         lambda: torch.randint(50_000, (8, 128)),
-        ("sampled", "categorical", 12 * 24.4 * MiB),
+        ("sampled", Categorical(class_dim=-1), 12 * 24.4 * MiB),
     ),
     "256 tokens, 20 classes": (
         lambda: Language(50, 20, 64),
         lambda: torch.randint(50, (100, 256)),
-        ("exact", "categorical", 64 * MiB),
+        ("exact", Categorical(class_dim=-1), 64 * MiB),
     ),
     "layers without a rule": (
         decoder,

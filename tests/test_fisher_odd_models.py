@@ -472,3 +472,13 @@ def test_squares_have_room_where_the_parameters_numbers_have_none(scale):
     wide = copy.deepcopy(model).double()
     expected = fisher_diagonal(wide, ((scale * x).half().double(), y), "empirical")["weight"]
     torch.testing.assert_close(F.double(), expected, rtol=0.05, atol=0)
+
+
+def test_no_graph_stays_behind():
+    """One would hold on to the activations, and to the shape that a parameter had."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(6, 5), nn.Tanh(), nn.Linear(5, 4))
+    fisher_diagonal(model, (torch.randn(8, 6), None))
+    model[0].weight.data = torch.randn(5, 7)  # as resize_token_embeddings does
+    x = torch.randn(8, 7)
+    assert_fisher_close(fisher_diagonal(model, (x, None)), loop_fisher(model, x))

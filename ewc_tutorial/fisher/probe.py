@@ -244,7 +244,7 @@ def _measured(model: nn.Module, sample: Inputs) -> tuple[Tensor, int]:
             # Inputs may be a view of all data, and what is expanded fills less than it shows.
             size = min(storage.nbytes(), t.numel() * t.element_size())
             storages[storage.data_ptr()] = max(size, storages.get(storage.data_ptr(), 0))
-        return t
+        return t.detach()  # an output of its own would keep the whole graph alive
 
     with saved_tensors_hooks(measure, lambda t: t):
         outputs = run(model, sample)
