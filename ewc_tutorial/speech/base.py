@@ -22,6 +22,7 @@ from transformers import (
 from ewc_tutorial.huggingface import pad_batch
 from ewc_tutorial.speech import synthetic
 from ewc_tutorial.speech.audio import RATE
+from ewc_tutorial.speech.corrections import recordings_in
 from ewc_tutorial.speech.recogniser import SMALL, Recogniser, no_progress_bars
 from ewc_tutorial.speech.settings import GERMAN, PREFIX, TINY, Settings
 from ewc_tutorial.speech.versions import BASE, Versions
@@ -65,7 +66,7 @@ def prepare(settings: Settings) -> None:
     if source == TINY:
         _log.warning("Training the small model, about half a minute.")
         recogniser = train_tiny(seed=settings.seed)
-        if not any(settings.old_folder.glob("**/*.wav")):
+        if not recordings_in(settings.old_folder):
             synthetic.write_folder(settings.old_folder, synthetic.OLD_SPEAKERS, 150, seed=1)
     models.publish(BASE, recogniser.save)
 

@@ -217,8 +217,21 @@ class Corrections:
         return Correction(**row) if row else None
 
 
+def recordings_in(folder: Path) -> list[Path]:
+    """Return the WAV and FLAC files below a folder, in a fixed order; recorders write .WAV, too."""
+    return sorted(p for p in folder.glob("**/*") if p.suffix.lower() in (".wav", ".flac"))
+
+
+def text_beside(path: Path) -> Path | None:
+    """Return where a recording's text is: ``text.txt`` beside it, else NAME.txt or NAME.TXT."""
+    names = (path.with_name(TEXT_NAME), path.with_suffix(".txt"), path.with_suffix(".TXT"))
+    return next((name for name in names if name.exists()), None)
+
+
 def text_of(path: Path) -> str:
-    """Return the text that belongs to a recording: ``text.txt`` beside it, else NAME.txt."""
-    beside = path.with_name(TEXT_NAME)
-    path = beside if beside.exists() else path.with_suffix(".txt")
-    return path.read_text(encoding="utf-8").strip()
+    """Return the text that belongs to a recording.
+
+    Raises:
+        FileNotFoundError: it has none.
+    """
+    return (text_beside(path) or path.with_suffix(".txt")).read_text(encoding="utf-8").strip()

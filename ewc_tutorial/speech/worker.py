@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from ewc_tutorial.speech.corrections import Corrections, text_of
+from ewc_tutorial.speech.corrections import Corrections, recordings_in, text_beside, text_of
 from ewc_tutorial.speech.database import Database, lock_folder
 from ewc_tutorial.speech.errors import RefusedError
 from ewc_tutorial.speech.jobs import Jobs
@@ -115,8 +115,7 @@ def run(job: str, settings: Settings, database: Database) -> None:
 
 def old_files(folder: Path) -> list[Path]:
     """Return the recordings below a folder that have a text, in a fixed order."""
-    found = (p for kind in ("wav", "flac") for p in folder.glob(f"**/*.{kind}"))
-    return sorted(p for p in found if p.with_suffix(".txt").exists())
+    return [path for path in recordings_in(folder) if text_beside(path) is not None]
 
 
 def _old_recordings(settings: Settings, recogniser: Any) -> tuple[list, list, int]:

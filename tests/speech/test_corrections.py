@@ -13,6 +13,7 @@ import pytest
 pytest.importorskip("soundfile", reason="the group 'speech' is not installed")
 
 from ewc_tutorial.speech import corrections as module
+from ewc_tutorial.speech import worker
 from ewc_tutorial.speech.corrections import Corrections, text_of
 from ewc_tutorial.speech.database import Database, lock_folder
 from ewc_tutorial.speech.errors import AlreadyServedError, RefusedError
@@ -168,3 +169,13 @@ def test_two_servers_cannot_have_one_folder(tmp_path):
         lock_folder(tmp_path, "server.lock")
     lock.close()
     lock_folder(tmp_path, "server.lock").close()
+
+
+def test_recorders_write_endings_in_any_case(tmp_path):
+    for sound, text in (("a.WAV", "a.txt"), ("b.wav", "b.TXT"), ("c.Flac", "c.txt"), ("d.wav", "")):
+        (tmp_path / sound).touch()
+        if text:
+            (tmp_path / text).write_text(f" the text of {sound}\n")
+    found = worker.old_files(tmp_path)
+    assert [path.name for path in found] == ["a.WAV", "b.wav", "c.Flac"]
+    assert [module.text_of(path) for path in found] == [f"the text of {p.name}" for p in found]
