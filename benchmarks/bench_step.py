@@ -5,8 +5,8 @@
 The 784-400-400-10 network, batches of 128, after 1, 10 and 100 consolidated tasks. The package
 keeps one quadratic however many tasks there were; beside it stand its own differentiable penalty,
 the same with Kronecker factors, the textbook loop over stored tasks, and Avalanche's plugin where
-it is installed. Time is a
-multiple of plain steps taken right before in the same process, median over rounds.
+it is installed. Time is a multiple of plain steps taken right before in the same process, median
+over rounds.
 
 Writes ``step.csv``, ``step.md`` and ``step.png`` into ``benchmarks/results/``.
 """
@@ -94,14 +94,16 @@ class Training:
 def ways_to_train(optimizer: str, tasks: int) -> dict[str, Callable[[], None]]:
     """Return one training step per way to train."""
     ways: dict[str, Callable[[], None]] = {PLAIN: Training(optimizer).step}
-    for name in ("add_gradient_", "proximal_step_", "penalty() as loss term"):
+    for name in ("add_gradient_", "attach", "penalty() as loss term"):
         training = Training(optimizer)
         ewc = EWC(training.model, lam=LAM)
         for t in range(tasks):
             ewc.merge(random_fisher(training.model, t))
+        if name == "attach":
+            ewc.attach(training.optimizer)
         ways[name] = {
             "add_gradient_": lambda s=training, e=ewc: s.step(before=e.add_gradient_),
-            "proximal_step_": lambda s=training, e=ewc: s.step(after=lambda: e.proximal_step_(LR)),
+            "attach": training.step,
             "penalty() as loss term": lambda s=training, e=ewc: s.step(loss_term=e.penalty),
         }[name]
     ways |= kronecker_steps(optimizer, tasks)
