@@ -426,6 +426,7 @@ def test_a_crash_before_the_manifest_is_replaced_changes_nothing(tmp_path, monke
 
 
 KILLED = """
+import os
 from torch import nn
 from ewc_tutorial import EWC
 from ewc_tutorial.unlearning import TaskMemory, records

@@ -219,7 +219,7 @@ def _fisher(
             count = _sum_over_processes(sums, count)
         if not count:
             raise ValueError("data must have at least one sample, but it is empty.")
-        if doubt:
+        if isinstance(doubt, str):  # True: this process has met no sample
             raise ValueError(doubt)
         return {
             prefix + name: _finished(prefix + name, sums[name] / count, dtype)
