@@ -107,6 +107,7 @@ def test_several_tasks_and_l2_are_clean(model, tasks):
         assert "where F comes from" in report.skipped
 
 
+@pytest.mark.slow
 def test_other_networks_are_clean(tasks):
     images = permuted_tasks(1, n_train=100, flatten=False)[0]
     cnn = nn.Sequential(

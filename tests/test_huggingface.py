@@ -51,6 +51,9 @@ from ewc_tutorial.huggingface import (
 from ewc_tutorial.huggingface.logits import Logits
 from ewc_tutorial.huggingface.tasks import infer_task
 
+#: These load Transformers, which takes as long as many a test.
+pytestmark = pytest.mark.slow
+
 VOCABULARY = 7
 
 

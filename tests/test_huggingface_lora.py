@@ -30,6 +30,9 @@ from ewc_tutorial.huggingface import (
 )
 from ewc_tutorial.unlearning import TaskMemory
 
+#: These load Transformers, which takes as long as many a test.
+pytestmark = pytest.mark.slow
+
 VOCABULARY = 7
 
 

@@ -30,6 +30,9 @@ from ewc_tutorial.huggingface import (
     consolidate,
 )
 
+#: These load Transformers, which takes as long as many a test.
+pytestmark = pytest.mark.slow
+
 VOCABULARY = 11
 LR = 0.05
 # Adam divides by the size of the gradient, so that the rounding errors of gradients that are zero

@@ -66,6 +66,7 @@ def test_nothing_private_is_taken_from_another_room(path):
             assert not (private and module.startswith("ewc_tutorial")) or inside, (module, name)
 
 
+@pytest.mark.slow
 def test_the_library_needs_pytorch_numpy_and_tqdm_only():
     program = """
 import sys

@@ -339,6 +339,7 @@ def test_laplace_of_no_information_is_the_prior():
     torch.testing.assert_close(laplace(mode, x, before).precision, before.precision)
 
 
+@pytest.mark.slow
 def test_laplace_error_falls_as_one_over_n():
     errors = []
     for n in (512, 2048):

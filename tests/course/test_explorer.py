@@ -252,6 +252,7 @@ def test_the_standard_error_is_that_of_the_mean():
 # --- the explorer -----------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_the_explorer_needs_no_network(result):
     widget = LambdaExplorer(result)
     code = widget._chart._esm
@@ -459,6 +460,7 @@ def test_the_grid_begins_with_zero_and_has_half_decades():
 # --- the page without a kernel ----------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_the_page_is_whole(result):
     html = page(result)
     assert html.startswith("<!DOCTYPE html>")

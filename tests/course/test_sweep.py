@@ -282,6 +282,7 @@ assert abs(here.curves - there.curves).max() < 1e-6
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif("fork" not in multiprocessing.get_all_start_methods(), reason="no fork here")
 def test_a_forked_pool_comes_back():
     # Only a process of its own has used several threads before; if it hangs, so does its pool.
