@@ -70,6 +70,5 @@ class Attachment:
         if self._waited < self._every:
             return
         scales = {name: step.scale for name, step in steps.items()}
-        start = {} if self._start is None else {"start": self._start}
-        self._ewc.proximal_step_(self._rates, scales, **start)
+        self._ewc.proximal_step_(self._rates, scales, self._start)
         self._begin()

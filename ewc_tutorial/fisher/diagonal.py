@@ -5,7 +5,7 @@
 The square is of one sample's gradient. Squaring the gradient of a batch, as ``backward()`` would
 give it, is another and much smaller quantity (the estimator ``batched``).
 
-How it is done: ``samples.py`` makes batches of whatever the data is, ``likelihoods.py`` says which
+How it is done: ``samples.py`` makes batches of whatever the data is, ``likelihoods`` says which
 gradients to start from at the model's outputs, ``engine.py`` carries them to the parameters.
 """
 
@@ -86,7 +86,7 @@ def fisher_diagonal(
             on). ``sampled`` estimates the same in one.
             ``bernoulli``: logits (B,) or (B, K) of independent labels 0 or 1.
             ``gaussian``: means (B,) or (B, K) with a fixed variance.
-            A :class:`~ewc_tutorial.fisher.seeds.Likelihood` of your own will do as well.
+            A :class:`~ewc_tutorial.fisher.Likelihood` of your own will do as well.
         generator: draws the subset and the labels; a number seeds a new one, None means 0, so that
             two calls agree. The global random state is never used.
         progress: show a progress bar if it takes longer than about a second.
