@@ -4,6 +4,7 @@ installed here; where it would run another program, the test notes which."""
 from __future__ import annotations
 
 import ast
+import os
 import platform
 import re
 import shutil
@@ -308,9 +309,12 @@ def test_clean_takes_what_can_be_made_again_and_nothing_else(tmp_path):
 def made(*arguments: str) -> list[str]:
     if shutil.which("make") is None:
         pytest.skip("make is not installed")
+    # As from a shell: make speaks of its folders, and hands its options on, when make called it.
+    env = {k: v for k, v in os.environ.items() if not k.startswith(("MAKE", "MFLAGS"))}
     done = subprocess.run(
-        ["make", "--dry-run", *arguments], cwd=ROOT, capture_output=True, text=True, check=True
-    )
+        ["make", "--dry-run", *arguments],
+        cwd=ROOT, env=env, capture_output=True, text=True, check=True,
+    )  # fmt: skip
     return done.stdout.split()
 
 
