@@ -309,8 +309,9 @@ def test_clean_takes_what_can_be_made_again_and_nothing_else(tmp_path):
 def made(*arguments: str) -> list[str]:
     if shutil.which("make") is None:
         pytest.skip("make is not installed")
-    # As from a shell: make speaks of its folders, and hands its options on, when make called it.
-    env = {k: v for k, v in os.environ.items() if not k.startswith(("MAKE", "MFLAGS"))}
+    # As from a shell: when make called it, make speaks of its folders and takes variables over.
+    ours = re.findall(r"^(\w+) \?=", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    env = {k: v for k, v in os.environ.items() if not k.startswith(("MAKE", "MFLAGS", *ours))}
     done = subprocess.run(
         ["make", "--dry-run", *arguments],
         cwd=ROOT, env=env, capture_output=True, text=True, check=True,
