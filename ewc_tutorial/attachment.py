@@ -1,4 +1,17 @@
-"""An EWC that makes its proximal steps by itself, after the steps of an optimizer."""
+"""An EWC that makes its proximal steps by itself, after the steps of an optimizer.
+
+A proximal step that costs as much as several training steps, as that of Kronecker factors does,
+need not follow each of them. Between two of them the penalty acts as a *force*: the gradient f that
+it had at the last one, which costs an addition. With the step −(η_t/d)·f after each training step,
+the proximal step then takes the force back and puts what it finds in its place:
+
+    θ ← prox(θ + (η/d)·f),    f ← (d/η)·(θ + (η/d)·f − prox(θ + (η/d)·f)),    η = Σ η_t.
+
+It rests exactly where loss plus penalty has no gradient, as with a proximal step every time: there
+f is minus the gradient of the loss, and nothing moves. This is ProxSkip (Mishchenko, Malinovsky,
+Stich and Richtárik 2022, arXiv:2202.09357, algorithm 1) with a fixed period instead of a coin.
+Without the force the weights would rest where the gradient is of order η times the period.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from ewc_tutorial.optimizers import steps_of
+from ewc_tutorial.optimizers import Step, steps_of
 
 if TYPE_CHECKING:
     from ewc_tutorial.ewc import EWC
@@ -25,6 +38,7 @@ class Attachment:
     def __init__(self, ewc: EWC, optimizer: torch.optim.Optimizer, every: int) -> None:
         self._ewc = ewc
         self._every = every
+        self._optimizer = optimizer
         self._names: dict[Tensor, str] = {p: name for name, p in ewc.model.named_parameters()}
         self._start: dict[str, Tensor] | None = None
         self._begin()
@@ -33,9 +47,12 @@ class Attachment:
             self._handles.append(optimizer.register_step_pre_hook(self._before_step))
 
     def remove(self) -> None:
-        """End it."""
+        """End it, with a proximal step for those steps that have had none."""
         for handle in self._handles:
             handle.remove()
+        if self._waited and self._handles:
+            self._proximal_step(self._steps())
+        self._handles = []
 
     def __enter__(self) -> Attachment:
         return self
@@ -43,32 +60,74 @@ class Attachment:
     def __exit__(self, *exception: object) -> None:
         self.remove()
 
+    def state_dict(self) -> dict[str, Any]:
+        """Return what it knows between two proximal steps, for a checkpoint."""
+        return {
+            "tasks": self._tasks,
+            "waited": self._waited,
+            "rates": dict(self._rates),
+            "force": dict(self._force),
+            "start": self._start,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on where :meth:`state_dict` was called."""
+        self._tasks, self._waited = state["tasks"], state["waited"]
+        self._rates, self._force = dict(state["rates"]), dict(state["force"])
+        self._start = state["start"]
+
     def _begin(self) -> None:
+        self._tasks = self._ewc.n_tasks
         self._waited = 0
         self._rates: dict[str, float] = {}
+        self._force: dict[str, Tensor] = {}
 
     @property
     def _idle(self) -> bool:
         return not self._ewc.n_tasks or not self._ewc.lam
+
+    def _steps(self) -> dict[str, tuple[Tensor, Step]]:
+        steps = steps_of(self._optimizer)
+        return {self._names[p]: (p, step) for p, step in steps.items() if p in self._names}
 
     def _before_step(self, optimizer: torch.optim.Optimizer, *_: Any) -> None:
         if not self._waited and not self._idle:
             values = self._ewc.values()
             self._start = {name: value.detach().clone() for name, value in values.items()}
 
+    @torch.no_grad()
     def _after_step(self, optimizer: torch.optim.Optimizer, *_: Any) -> None:
-        if self._idle:
+        if self._idle or self._tasks != self._ewc.n_tasks:
+            # A task more has moved the anchor, so that the force is another one.
             self._begin()
+        if self._idle:
             return
         skipped = getattr(optimizer, "found_inf", None)  # a fused step under a gradient scaler
         if skipped is not None and skipped.item():
             return
-        steps = {self._names[p]: s for p, s in steps_of(optimizer).items() if p in self._names}
+        steps = self._steps()
         self._waited += 1
-        for name, step in steps.items():
+        for name, (parameter, step) in steps.items():
             self._rates[name] = self._rates.get(name, 0.0) + step.lr
-        if self._waited < self._every:
-            return
-        scales = {name: step.scale for name, step in steps.items()}
+            if name in self._force:
+                parameter.sub_(self._force[name] * (step.lr / step.scale))
+        if self._waited == self._every:
+            self._proximal_step(steps)
+
+    @torch.no_grad()
+    def _proximal_step(self, steps: dict[str, tuple[Tensor, Step]]) -> None:
+        # η/d of the whole period, where the weights move at all.
+        shares = {
+            n: self._rates[n] / step.scale for n, (_, step) in steps.items() if self._rates[n]
+        }
+        scales = {name: step.scale for name, (_, step) in steps.items()}
+        protected = [name for name in self._ewc.names if name in shares]
+        for name in protected:
+            if name in self._force:
+                steps[name][0].add_(self._force[name] * shares[name])
+        if self._every > 1:
+            before = {name: steps[name][0].clone() for name in protected}
         self._ewc.proximal_step_(self._rates, scales, self._start)
-        self._begin()
+        self._waited, self._rates = 0, {}
+        if self._every > 1:
+            self._force = {n: (before[n] - steps[n][0]) / shares[n] for n in protected}

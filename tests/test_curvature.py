@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from functools import partial
 from itertools import pairwise
 
 import pytest
@@ -439,6 +440,7 @@ class Problem:
 
     def __init__(self, lam: float, **options) -> None:
         g = torch.Generator().manual_seed(1)
+        torch.manual_seed(0)
         self.model = nn.Linear(3, 2).double()
         self.ewc = EWC(self.model, lam, curvature=Kronecker(**options))
         self.ewc.merge(random_factors(self.ewc.shapes(), seed=0))
@@ -551,37 +553,115 @@ def test_each_iteration_lowers_the_quadratic(lam):
     assert values[-1] < 0.9 * values[0]
 
 
-def test_every_few_steps_is_right_in_the_limit_of_small_ones():
-    errors = []
-    for lr in (0.04, 0.02):
-        problem = Problem(2.0)
-        optimizer = optim.SGD(problem.model.parameters(), lr=lr)
-        problem.ewc.attach(optimizer, every=5)
-        for _ in range(int(12 / lr) // 5 * 5):
-            problem.backward()
-            optimizer.step()
-        errors.append(problem.error())
-    assert errors[1] < 0.6 * errors[0] < 0.1
-    problem = Problem(2.0)
-    optimizer = optim.Adam(problem.model.parameters(), lr=0.05)
-    problem.ewc.attach(optimizer, every=5)
-    problem.descend(optimizer, 1000)
-    assert problem.error() < 0.02
+@pytest.mark.parametrize("name", ["SGD", "momentum", "Adam"])
+@pytest.mark.parametrize("lam", [2.0, 1e4])
+def test_every_few_steps_ends_where_every_step_does(name, lam):
+    """Without the force between them, the weights would rest off the minimum (the last test)."""
+    problem = Problem(lam)
+    parameters = problem.model.parameters()
+    optimizer = {
+        "SGD": lambda: optim.SGD(parameters, lr=0.1),
+        "momentum": lambda: optim.SGD(parameters, lr=0.02, momentum=0.8),
+        "Adam": lambda: optim.Adam(parameters, lr=0.05, betas=(0.8, 0.95)),
+    }[name]()
+    with problem.ewc.attach(optimizer, every=7):
+        problem.descend(optimizer, 1500)
+    assert problem.error() < 1e-4
 
 
-def test_every_takes_the_sum_of_the_rates():
+@pytest.mark.parametrize("every", [1, 2, 5, 30])
+def test_the_force_is_stable_wherever_gradient_descent_is(every):
+    """Brute force: the map of one period, for random curvatures of loss and penalty."""
+    g = torch.Generator().manual_seed(0)
+    for trial in range(20):
+        roots = torch.randn(2, 4, 4, generator=g, dtype=torch.float64)
+        H, S = roots @ roots.mT
+        H *= 1.9 / torch.linalg.eigvalsh(H)[-1]
+        S *= 10.0 ** (trial % 10 - 2)
+        model = nn.Linear(4, 1, bias=False).double()
+        ewc = EWC(model, curvature=Kronecker())
+        ewc.merge({"weight:A": S, "weight:G": torch.ones(1, 1)}, at={"weight": torch.zeros(1, 4)})
+        optimizer = optim.SGD(model.parameters(), lr=1.0)
+        handle = ewc.attach(optimizer, every)
+        columns = []
+        for unit in torch.eye(8, dtype=torch.float64):
+            # From these weights, with this force: both maps are linear.
+            with torch.no_grad():
+                model.weight.copy_(unit[None, :4])
+            handle._force = {"weight": unit[None, 4:]}
+            for _ in range(every):
+                model.weight.grad = (model.weight @ H).detach()
+                optimizer.step()
+            force = handle._force.get("weight", torch.zeros(1, 4))
+            columns.append(torch.cat([model.weight.detach(), force], dim=1)[0])
+        assert torch.linalg.eigvals(torch.stack(columns)).abs().max() < 1 + 1e-9
+
+
+def test_every_takes_the_sum_of_the_rates_and_acts_in_between():
     model, ewc, _ = after_tasks(1, lam=3.0)
+    start = copy.deepcopy(model)
     twin, twin_ewc = copy.deepcopy((model, ewc))
     optimizer = optim.SGD(model.parameters(), lr=1.0)
     ewc.attach(optimizer, every=3)
-    for lr in (0.1, 0.2, 0.3):
+
+    def step(lr: float) -> None:
         optimizer.param_groups[0]["lr"] = lr
         for p in model.parameters():
             p.grad = torch.zeros_like(p)
-        assert torch.equal(model[0].weight, twin[0].weight)
         optimizer.step()
+
+    for lr in (0.1, 0.2, 0.3):
+        torch.testing.assert_close(flat(model.parameters()), flat(start.parameters()))
+        step(lr)
     twin_ewc.proximal_step_(0.1 + 0.2 + 0.3)
+    first = flat(twin.parameters())
+    torch.testing.assert_close(flat(model.parameters()), first)
+    force = (flat(start.parameters()) - first) / 0.6
+    step(0.1)
+    torch.testing.assert_close(flat(model.parameters()), first - 0.1 * force)
+
+
+def test_the_end_completes_a_period():
+    model, ewc, _ = after_tasks(1, lam=3.0)
+    twin, twin_ewc = copy.deepcopy((model, ewc))
+    optimizer = optim.SGD(model.parameters(), lr=0.1)
+    with ewc.attach(optimizer, every=10) as handle:
+        for _ in range(4):
+            for p in model.parameters():
+                p.grad = torch.zeros_like(p)
+            optimizer.step()
+    twin_ewc.proximal_step_(0.4)
     torch.testing.assert_close(flat(model.parameters()), flat(twin.parameters()))
+    handle.remove()
+    torch.testing.assert_close(flat(model.parameters()), flat(twin.parameters()))
+
+
+@pytest.mark.parametrize("factory", [partial(optim.SGD, lr=0.05), partial(optim.Adam, lr=0.05)])
+def test_a_handle_goes_on_where_another_was_saved(factory, tmp_path):
+    def descend(problem, optimizer, steps):
+        for _ in range(steps):
+            problem.backward()
+            optimizer.step()
+
+    whole = Problem(2.0)
+    optimizer = factory(whole.model.parameters())
+    whole.ewc.attach(optimizer, every=4)
+    descend(whole, optimizer, 30)
+
+    first = Problem(2.0)
+    optimizer = factory(first.model.parameters())
+    handle = first.ewc.attach(optimizer, every=4)
+    descend(first, optimizer, 10)
+    torch.save([x.state_dict() for x in (first.model, optimizer, handle)], tmp_path / "it.pt")
+    second = Problem(2.0)
+    optimizer = factory(second.model.parameters())
+    handle = second.ewc.attach(optimizer, every=4)
+    for x, state in zip(
+        (second.model, optimizer, handle), torch.load(tmp_path / "it.pt"), strict=True
+    ):
+        x.load_state_dict(state)
+    descend(second, optimizer, 20)
+    assert torch.equal(whole.flat(), second.flat())
 
 
 @pytest.mark.parametrize("every", [0, 1.5, True])

@@ -38,6 +38,7 @@ def train(
     optimizer: OptimizerFactory = torch.optim.SGD,
     ewc: EWC | None = None,
     update: str = "proximal",
+    every: int | None = None,
     loss: Callable[[Tensor, Tensor], Tensor] = functional.cross_entropy,
     generator: torch.Generator | int | None = None,
     on_step: Callable[[int], None] | None = None,
@@ -58,6 +59,7 @@ def train(
         ewc: the penalty on leaving earlier tasks; ``None`` for plain fine-tuning.
         update: ``"proximal"`` (:meth:`EWC.attach`), ``"gradient"`` (:meth:`EWC.add_gradient_`) or
             ``"loss"`` (:meth:`EWC.penalty`).
+        every: steps for each proximal step, as for :meth:`EWC.attach`.
         loss: the mean loss of a batch from its logits and labels.
         generator: draws the order of the batches; a number seeds a new one, ``None`` means 0.
         on_step: called with the number of steps taken after each.
@@ -83,8 +85,7 @@ def train(
             "ewc protects another model than the one that is trained, or a copy of it: make it "
             "with EWC(model)."
         )
-    if ewc is not None and update == "proximal":
-        ewc.attach(optim)  # the optimizer, and its hook with it, ends with this call
+    attached = ewc.attach(optim, every) if ewc is not None and update == "proximal" else None
     losses = torch.empty(steps, device=device)
     was_training = model.training
     model.train()
@@ -106,12 +107,19 @@ def train(
                 on_step(step + 1)
     finally:
         model.train(was_training)
+        if attached is not None:
+            attached.remove()
     if not losses.isfinite().all():
         first = int((~losses.isfinite()).nonzero()[0])
         raise ValueError(
             f"The loss stopped being finite at step {first + 1} with lr={lr:g}"
             + (f" and lam={ewc.lam:g}, update={update!r}" if ewc is not None else "")
-            + ": lower lr, or use update='proximal', which is stable at every λ."
+            + ": lower lr"
+            + (
+                ", or use update='proximal', which is stable at every λ."
+                if ewc is not None and attached is None
+                else "."
+            )
         )
     return losses
 

@@ -36,6 +36,8 @@ class Curvature(ABC):
     why_not: ClassVar[str] = ""
     #: Whether a proximal step may need the values before the optimizer's step.
     needs_start: ClassVar[bool] = False
+    #: After how many steps of an optimizer a proximal step is worth its time.
+    every: ClassVar[int] = 1
 
     names: Sequence[str]
 

@@ -63,6 +63,7 @@ class Kronecker(Curvature):
     rules = ("latest", "online", "average")
     why_not = "a sum of Kronecker products around several optima is no Kronecker product around one"
     needs_start = True
+    every = 10
 
     def __init__(
         self, limit: int = 4096, diagonal: str | Sequence[str] = (), iterations: int = 10
