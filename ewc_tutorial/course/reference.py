@@ -600,3 +600,60 @@ def paired_difference(a: list[float], b: list[float]) -> tuple[float, float]:
     mean = sum(differences) / n
     variance = sum((d - mean) ** 2 for d in differences) / (n - 1)
     return mean, math.sqrt(variance / n)
+
+
+# --- 13 Beyond the diagonal -----------------------------------------------------------------
+
+
+def mean_over_signs(F: Tensor, step: Tensor) -> float:
+    """Return the mean of ½ vᵀFv over all v that have the entries of ``step``, each with any sign.
+
+    F is ``(P, P)`` and symmetric. Of F_ij v_i v_j the mean over the signs is zero for i ≠ j.
+    """
+    total = 0.0
+    for i in range(len(step)):
+        total += F[i, i].item() * step[i].item() ** 2
+    return 0.5 * total
+
+
+def blindness(F: Tensor) -> float:
+    """Return how many times at most vᵀFv is larger than what the diagonal of F says of it.
+
+    F is ``(P, P)``, symmetric, with a diagonal above zero. In the unit of each weight's own
+    stiffness, u = √F_ii v, the diagonal says uᵀu, and F becomes a matrix of correlations.
+    """
+    scale = F.diagonal().sqrt()
+    correlations = F / torch.outer(scale, scale)
+    return torch.linalg.eigvalsh(correlations)[-1].item()
+
+
+def layer_factors(a: Tensor, g: Tensor, p: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the Kronecker factors A ``(I + 1, I + 1)`` and G ``(O, O)`` of a linear layer.
+
+    Args:
+        a: ``(N, I)`` what went into the layer.
+        g: ``(N, C, O)`` the gradient of log p(c | x_n) by what came out of it, for each class c.
+        p: ``(N, C)`` the probabilities of the classes.
+    """
+    a = torch.cat([a, torch.ones(len(a), 1, dtype=a.dtype)], dim=1)  # the bias has the input 1
+    A = torch.zeros(a.shape[1], a.shape[1], dtype=a.dtype)
+    G = torch.zeros(g.shape[2], g.shape[2], dtype=g.dtype)
+    for n in range(len(a)):
+        A = A + torch.outer(a[n], a[n]) / len(a)
+        for c in range(p.shape[1]):
+            G = G + p[n, c] * torch.outer(g[n, c], g[n, c]) / len(a)
+    return A, G
+
+
+def kronecker_step(
+    W: Tensor, anchor: Tensor, A: Tensor, G: Tensor, lam: float, lr: float
+) -> Tensor:
+    """Return the W' that minimises λ/2 Σ Δ ∘ (GΔA) + Σ (W' − W)² / 2η, Δ = W' − W*, η = ``lr``.
+
+    All weights are ``(O, I)``, with the bias as a column; A is ``(I, I)``, G ``(O, O)``.
+    """
+    a, U_a = torch.linalg.eigh(A)
+    g, U_g = torch.linalg.eigh(G)
+    rotated = U_g.T @ (W - anchor) @ U_a
+    rotated = rotated / (1 + lr * lam * torch.outer(g, a))
+    return anchor + U_g @ rotated @ U_a.T

@@ -21,6 +21,7 @@ CHAPTERS = (
     "speech",
     "unlearning",
     "reproduction",
+    "beyond",
 )
 
 EXERCISES: dict[str, Exercise] = {}
