@@ -109,26 +109,20 @@ def update_readme() -> None:
     readme.write_text(f"{before}{begin}\n{course_map()}\n{end}{after}", encoding="utf-8")
 
 
-def draw_readme_picture(seeds: int = 5) -> None:
-    """Run the four methods on three permuted tasks and save their forgetting curves."""
+def draw_readme_picture() -> None:
+    """Draw what is left of ten tasks, for each method at its own λ and learning rate."""
     import matplotlib.pyplot as plt
     import numpy as np
 
-    from ewc_tutorial.course.lesson import setup
-    from ewc_tutorial.course.plots import forgetting_curves
-    from ewc_tutorial.course.protocol import METHODS, PROTOCOL
-    from ewc_tutorial.course.tasks import permuted_tasks
+    from ewc_tutorial.course import plots, tables
 
-    setup()
-    runs = {
-        method: [PROTOCOL.run(method, permuted_tasks(3, seed=s), seed=s) for s in range(seeds)]
-        for method in METHODS
-    }
-    first = runs["EWC"][0]
-    curves = {
-        method: np.stack([run.curves for run in histories]) for method, histories in runs.items()
-    }
-    forgetting_curves(first.steps, curves, first.boundaries, first.tasks)
+    plots.set_style()
+    rows = tables.load("curvatures").query("setting == 'digits-10'")
+    curves = {}
+    for name in ("joint", "kronecker", "diagonal", "identity", "plain"):
+        runs = tables.reported(rows[rows.curvature == name], ["lr", "lam", "every"])
+        curves[name] = np.array([np.array(text.split(), float) for text in runs.so_far])
+    plots.mean_by_curvature(curves)
     plt.gcf().savefig(ROOT / "README.png", dpi=120)
     plt.close()
 

@@ -14,6 +14,15 @@ from ewc_tutorial.course.plots.bayes import (
     step_against_kl,
     task_and_plane,
 )
+from ewc_tutorial.course.plots.beyond import (
+    CURVATURE_STYLE,
+    accuracy_by_curvature,
+    mean_by_curvature,
+    rise_along,
+    same_matrix,
+    stiffness_by_direction,
+    total_loss_by_lambda,
+)
 from ewc_tutorial.course.plots.bugs import old_against_new, penalty_traces, program_chart
 from ewc_tutorial.course.plots.curves import (
     accuracy_matrix,
@@ -104,10 +113,12 @@ from ewc_tutorial.course.plots.unlearning import (
 )
 
 __all__ = [
+    "CURVATURE_STYLE",
     "ESTIMATOR_STYLE",
     "METHOD_STYLE",
     "NETWORK_STYLE",
     "RULE_STYLE",
+    "accuracy_by_curvature",
     "accuracy_by_lambda",
     "accuracy_by_task",
     "accuracy_matrix",
@@ -157,6 +168,7 @@ __all__ = [
     "marks",
     "matrices",
     "mean_accuracy",
+    "mean_by_curvature",
     "memory_panels",
     "old_against_new",
     "orders",
@@ -175,7 +187,9 @@ __all__ = [
     "pull_share",
     "recovery",
     "returning",
+    "rise_along",
     "rotation",
+    "same_matrix",
     "sampling_error",
     "scenario_dots",
     "set_style",
@@ -183,12 +197,14 @@ __all__ = [
     "spring_steps",
     "stability",
     "step_against_kl",
+    "stiffness_by_direction",
     "stiffness_histogram",
     "stretch_over_steps",
     "subtracted_share",
     "symbol_frames",
     "task_and_plane",
     "task_weights",
+    "total_loss_by_lambda",
     "trade_off",
     "two_bowls",
     "unit_maps",
