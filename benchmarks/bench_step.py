@@ -41,11 +41,13 @@ OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
 }
 PLAIN = "plain step"
 STORED, AVALANCHE = "loss term, loop over stored tasks", "Avalanche, separate"
-#: The ways with Kronecker factors, and the steps for each proximal step, 0 for a gradient.
+#: The ways with Kronecker factors, and the steps for each proximal step (None: attach's own), 0
+#: for a gradient.
 KRONECKER = {
     "Kronecker, add_gradient_": 0,
-    "Kronecker, attach": 1,
-    "Kronecker, attach(every=10)": 10,
+    "Kronecker, attach(every=1)": 1,
+    "Kronecker, attach": None,
+    "Kronecker, attach(every=20)": 20,
 }
 #: These touch every stored task in every step, so a few steps tell.
 FEW_STEPS = (STORED, AVALANCHE)
@@ -136,9 +138,9 @@ def kronecker_steps(optimizer: str, tasks: int) -> dict[str, Callable[[], None]]
         F = random_factors(ewc, 0)
         for _ in range(tasks):
             ewc.merge(F)
-        if every:
+        if every != 0:
             ewc.attach(training.optimizer, every)
-        before = None if every else ewc.add_gradient_
+        before = ewc.add_gradient_ if every == 0 else None
         ways[name] = partial(training.step, before=before)
     return ways
 
