@@ -44,9 +44,13 @@ from ewc_tutorial.precision import widest
 class Kronecker(Curvature):
     """S is G ⊗ A for each linear layer and convolution, and diagonal for everything else.
 
+    So have GPT-2's ``Conv1D``, the packed projections of ``nn.MultiheadAttention`` where query, key
+    and value are one tensor, and a weight that several layers of one kind share, whose positions
+    are those of all its uses.
+
     Everything else: normalisations, embeddings, biases without their weight, convolutions with
-    groups, weights that several layers share or that another module multiplies with, and layers
-    with more inputs or outputs than ``limit``. :meth:`explain` says which, and what the rest takes.
+    groups, weights that another kind of module shares or multiplies with, and layers with more
+    inputs or outputs than ``limit``. :meth:`explain` says which, and what the rest takes.
 
     Args:
         limit: the largest side of a factor. Memory per layer is that of the factors, as much for
@@ -125,6 +129,8 @@ class Kronecker(Curvature):
         A ``fisher`` of another kind is called with a further argument ``layers``, as there.
         """
         layers = {layer.weight: layer.bias for layer in self._layers}
+        if transposed := [layer.weight for layer in self._layers if layer.transposed]:
+            options = options | {"transposed": transposed}
         return (fisher or fisher_factors)(
             model, data, estimator=estimator, layers=layers, **options
         )
@@ -200,6 +206,12 @@ class Kronecker(Curvature):
                     values[name].copy_(values[name].to(part) + part)
 
     def grow_(self, rows: Mapping[str, int]) -> None:
+        for block in self._layers:
+            if block.transposed and block.weight in rows:
+                raise RuntimeError(
+                    f"Parameter {block.weight!r} is stored as (inputs, outputs) and has got further "
+                    "inputs, which factors cannot follow: make a new EWC for the new shape."
+                )
         self._rest.grow_({name: n for name, n in rows.items() if name not in self._block})
         for name, extra in rows.items():
             layer = self._block.get(name)
@@ -239,10 +251,10 @@ class Kronecker(Curvature):
             return self._rest._layout(name, zeros)
         if name == layer.bias:
             return {}
-        inputs = zeros[0].numel() + (layer.bias is not None)
+        inputs, outputs = layer.sides(zeros)
         return {
             buffer_key("A", name): zeros.new_zeros(inputs, inputs),
-            buffer_key("G", name): zeros.new_zeros(len(zeros), len(zeros)),
+            buffer_key("G", name): zeros.new_zeros(outputs, outputs),
         }
 
     def _factors(self, layer: Layer) -> tuple[Tensor, Tensor]:
