@@ -209,8 +209,8 @@ class Kronecker(Curvature):
         for block in self._layers:
             if block.transposed and block.weight in rows:
                 raise RuntimeError(
-                    f"Parameter {block.weight!r} is stored as (inputs, outputs) and has got further "
-                    "inputs, which factors cannot follow: make a new EWC for the new shape."
+                    f"Parameter {block.weight!r}, stored as (inputs, outputs), has got further "
+                    "inputs, which its factors cannot follow: make a new EWC for the new shape."
                 )
         self._rest.grow_({name: n for name, n in rows.items() if name not in self._block})
         for name, extra in rows.items():
