@@ -10,7 +10,6 @@ import torch
 from kronecker_oracle import block, dense_fisher, flat, random_factors
 from torch import nn, optim
 
-from ewc_tutorial import diagnose
 from ewc_tutorial.course.models import mlp
 from ewc_tutorial.curvature import Kronecker
 from ewc_tutorial.curvature.subproblem import solve
@@ -634,12 +633,6 @@ def test_a_bad_every_is_refused(every):
 
 
 # --- around it ----------------------------------------------------------------------------------
-
-
-def test_diagnose_refuses():
-    model, ewc, _ = after_tasks(1)
-    with pytest.raises(ValueError, match="knows the mistakes of diagonal EWC, not those of 'kron"):
-        diagnose(model, ewc)
 
 
 @pytest.mark.parametrize("in_folder", [False, True])

@@ -106,6 +106,13 @@ class Kronecker(Curvature):
             found |= {f"{layer.weight}:A": tuple(A.shape), f"{layer.weight}:G": tuple(G.shape)}
         return found
 
+    def stored(self) -> dict[str, Tensor]:
+        found = self._rest.importance
+        for layer in self._layers:
+            A, G = self._factors(layer)
+            found |= {f"{layer.weight}:A": A, f"{layer.weight}:G": self._strength[layer.weight] * G}
+        return found
+
     def explain(self) -> dict[str, str]:
         found = {name: f"diagonal: {self._why[name]}" for name in self._rest.names}
         for layer in self._layers:

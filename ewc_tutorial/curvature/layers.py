@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 
 import torch
@@ -109,6 +109,24 @@ def find_layers(
             continue
         why.update(dict.fromkeys(layer.names, reason))
     return layers, why
+
+
+def layer_of(model: nn.Module, weight: str, values: Tensors, inputs: int) -> Layer | None:
+    """Return the block of a weight that has a factor of so many inputs, or None.
+
+    Args:
+        model: the network.
+        weight: its name.
+        values: among which it is, and its bias if that belongs to the block.
+        inputs: rows of A.
+    """
+    path, _, role = weight.rpartition(".")
+    module = model.get_submodule(path)
+    bias = weight.removesuffix(role) + role.replace("weight", "bias")
+    layer = Layer(weight, None, _stored_io(module))
+    if values[weight].ndim > 1 and layer.sides(values[weight])[0] < inputs and bias in values:
+        layer = replace(layer, bias=bias)
+    return layer if values[weight].ndim > 1 else None
 
 
 def _roles(module: nn.Module) -> tuple[str, str] | None:
