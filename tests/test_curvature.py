@@ -472,6 +472,36 @@ def test_a_half_precision_model_keeps_factors_in_float32(dtype):
         torch.testing.assert_close(p.grad, q.grad.float(), rtol=0.1, atol=0.1)
 
 
+def test_under_autocast_factors_are_measured_and_used_in_full_precision():
+    model, x = network(torch.float32), torch.randn(40, 3)
+    ewc, plain = (EWC(model, lam=3.0, curvature="kronecker") for _ in range(2))
+    plain.consolidate((x, None))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        ewc.consolidate((x, None))
+    for name, F in plain.stored().items():
+        assert ewc.stored()[name].dtype == torch.float32
+        # Inputs and gradients are those of the model under autocast.
+        torch.testing.assert_close(ewc.stored()[name], F, rtol=0.05, atol=0.02)
+    move(model, seed=3)
+    penalty = plain.penalty()
+    gradients = torch.autograd.grad(penalty, list(model.parameters()))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        inside = plain.penalty()
+    torch.testing.assert_close(inside, penalty, rtol=1e-6, atol=0)
+    for ours, theirs in zip(
+        torch.autograd.grad(inside, list(model.parameters())), gradients, strict=True
+    ):
+        torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-6)
+    copied = copy.deepcopy(model)
+    plain.proximal_step_(0.1)
+    expected = [p.detach().clone() for p in model.parameters()]
+    model.load_state_dict(copied.state_dict())
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        plain.proximal_step_(0.1)
+    for ours, theirs in zip(model.parameters(), expected, strict=True):
+        torch.testing.assert_close(ours.detach(), theirs, rtol=1e-5, atol=1e-6)
+
+
 # --- optimizers ---------------------------------------------------------------------------------
 
 

@@ -279,7 +279,9 @@ class Kronecker(Curvature):
     def _product(self, layer: Layer, matrix: Tensor) -> Tensor:
         """Return S applied to a matrix (O, I)."""
         A, G = self._factors(layer)
-        return self._strength[layer.weight] * (G @ matrix @ A)
+        # Autocast would round the factors.
+        with torch.autocast(A.device.type, enabled=False):
+            return self._strength[layer.weight] * (G @ matrix @ A)
 
     def _pull(self, layer: Layer, offset: Tensor, c: float) -> Tensor:
         """Return how far (1 + c S)⁻¹ moves ``offset``, in the eigenbasis of its block."""
@@ -295,7 +297,8 @@ class Kronecker(Curvature):
         (share,) = self._pulls[layer].get(
             (c,), [products], lambda: [1 / (1 + (c * products).reciprocal())]
         )
-        return -(U_g @ (share * (U_g.T @ offset @ U_a)) @ U_a.T)
+        with torch.autocast(U_g.device.type, enabled=False):
+            return -(U_g @ (share * (U_g.T @ offset @ U_a)) @ U_a.T)
 
     def _solved(
         self,
