@@ -44,9 +44,10 @@ from ewc_tutorial.precision import widest
 class Kronecker(Curvature):
     """S is G ⊗ A for each linear layer and convolution, and diagonal for everything else.
 
-    So have GPT-2's ``Conv1D``, the packed projections of ``nn.MultiheadAttention`` where query, key
-    and value are one tensor, and a weight that several layers of one kind share, whose positions
-    are those of all its uses.
+    So have GPT-2's ``Conv1D``, a weight that several layers of one kind share, whose positions are
+    those of all its uses, and the packed projections of ``nn.MultiheadAttention``. Where query, key
+    and value are different tensors these are no one product, which :meth:`measure` says: name them
+    in ``diagonal`` then.
 
     Everything else: normalisations, embeddings, biases without their weight, convolutions with
     groups, weights that another kind of module shares or multiplies with, and layers with more

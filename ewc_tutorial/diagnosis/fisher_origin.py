@@ -147,8 +147,8 @@ def _scaled(scale: float, n: int, batch_size: int, factors: bool) -> tuple[str, 
     advice, factor = min(known.items(), key=lambda item: abs(math.log(abs(scale) / item[1])))
     if abs(scale / factor - 1) > min(0.02, abs(factor - 1) / 10):
         advice = "take the factor out, or it becomes a part of λ"
-    what = "G ⊗ A" if factors else "F"
-    return "scale of F", f"{what} is {scale:.4g} times the mean over the samples", advice
+    what = f"G ⊗ A is {scale:.4g}" if factors else f"F is {scale:.4f}"
+    return "scale of F", f"{what} times the mean over the samples", advice
 
 
 def _of_mean_loss(ratio: float, batch_size: int) -> tuple[str, str, str]:
