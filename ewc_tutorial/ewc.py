@@ -150,6 +150,11 @@ class EWC(nn.Module):
         """Return the shape of each tensor that :meth:`measure` returns and :meth:`merge` takes."""
         return self._kept.shapes()
 
+    def stored(self) -> dict[str, Tensor]:
+        """Return S in the form of :meth:`shapes`; for ``kronecker`` the strength of a block, which
+        is the weight of the tasks in it, is in its G."""
+        return self._kept.stored()
+
     def explain(self) -> dict[str, str]:
         """Say for each protected parameter in which form its curvature is kept, and why."""
         return self._kept.explain()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import os
 
 import pytest
@@ -10,6 +11,7 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 from fisher_oracle import assert_fisher_close
 
+from ewc_tutorial import EWC
 from ewc_tutorial.course.models import mlp
 from ewc_tutorial.fisher import fisher_diagonal, fisher_factors
 
@@ -27,6 +29,17 @@ def data():
     return torch.randn(23, 6, generator=g), torch.randint(4, (23,), generator=g)
 
 
+def consolidated(model, data):
+    """Return the penalty of a Kronecker EWC, away from its anchor."""
+    model = copy.deepcopy(model)
+    ewc = EWC(model, curvature="kronecker")
+    ewc.consolidate(data)
+    with torch.no_grad():
+        for p in model.parameters():
+            p.mul_(1.5)
+    return ewc.penalty().item()
+
+
 def run_process(rank, folder):
     torch.set_num_threads(1)
     dist.init_process_group(
@@ -40,6 +53,8 @@ def run_process(rank, folder):
         "one has nothing": fisher_diagonal(model, nothing if rank else (x, y)),
         "alone": fisher_diagonal(model, share, distributed=False),
         "factors": fisher_factors(model, share, LAYERS),
+        "one has no factors": fisher_factors(model, nothing if rank else (x, y), LAYERS),
+        "consolidated": consolidated(model, share),
         "wrapped": fisher_diagonal(torch.nn.parallel.DistributedDataParallel(model), share),
     }
     with pytest.raises(ValueError, match="empty"):
@@ -64,6 +79,9 @@ def test_two_processes(tmp_path):
         assert_fisher_close(results["one has nothing"], expected())
         assert_fisher_close(results["alone"], expected(part=part))
         factors = fisher_factors(model, (x, y), LAYERS)
-        assert_fisher_close(results["factors"], {n: v.double() for n, v in factors.items()})
+        factors = {n: v.double() for n, v in factors.items()}
+        assert_fisher_close(results["factors"], factors)
+        assert_fisher_close(results["one has no factors"], factors)
+        assert results["consolidated"] == pytest.approx(consolidated(model, (x, y)), rel=1e-5)
         wrapped = {name.removeprefix("module."): v for name, v in results["wrapped"].items()}
         assert_fisher_close(wrapped, expected())

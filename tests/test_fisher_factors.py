@@ -122,6 +122,115 @@ def test_sampled_labels_give_the_exact_factors_on_average():
     torch.testing.assert_close(sampled, exact, rtol=0, atol=0.05 * exact.max().item())
 
 
+class Attention(nn.Module):
+    """Self-attention of one head, by ``nn.MultiheadAttention`` or with its layers written out."""
+
+    def __init__(self, packed: bool, batch_first: bool = True) -> None:
+        super().__init__()
+        self.packed, self.batch_first = packed, batch_first
+        if packed:
+            self.attention = nn.MultiheadAttention(4, 1, batch_first=batch_first)
+        else:
+            self.inputs, self.outputs = nn.Linear(4, 12), nn.Linear(4, 4)
+        self.head = nn.Linear(4, 3)
+
+    def forward(self, x):
+        if not self.packed:
+            q, k, v = self.inputs(x).chunk(3, -1)
+            return self.head(self.outputs((q @ k.mT / 2).softmax(-1) @ v).mean(1))
+        x = x if self.batch_first else x.transpose(0, 1)
+        out = self.attention(x, x, x, need_weights=False)[0]
+        return self.head(out.mean(1 if self.batch_first else 0))
+
+
+@pytest.mark.parametrize("batch_first", [True, False])
+@pytest.mark.parametrize("bias", [True, False])
+def test_packed_projections_are_one_linear_layer(batch_first, bias):
+    torch.manual_seed(0)
+    packed, plain = Attention(True, batch_first).double(), Attention(False).double()
+    nn.init.normal_(packed.attention.in_proj_bias)
+    plain.load_state_dict(dict(zip(plain.state_dict(), packed.state_dict().values(), strict=True)))
+    x = data(5, 6, 4)
+    pairs = {"attention.in_proj_weight": "inputs", "attention.out_proj.weight": "outputs"}
+    layers = {name: name.replace("weight", "bias") if bias else None for name in pairs}
+    found = fisher_factors(packed, (x, None), layers)
+    for name, layer in pairs.items():
+        A, G = loop_factors(plain, layer, x, bias)
+        torch.testing.assert_close(found[f"{name}:A"], A)
+        torch.testing.assert_close(found[f"{name}:G"], G)
+
+
+def test_attention_to_another_sequence_is_refused():
+    class Cross(Attention):
+        def forward(self, x):
+            return self.head(self.attention(x, x.flip(1), x.flip(1))[0].mean(1))
+
+    with pytest.raises(ValueError, match=r"'attention.in_proj_weight' has no .*diagonal="):
+        fisher_factors(
+            Cross(True), (data(4, 3, 4).float(), None), {"attention.in_proj_weight": None}
+        )
+
+
+class Turned(nn.Module):
+    """GPT-2's linear layer, with its weight stored as (inputs, outputs)."""
+
+    def __init__(self, inputs: int, outputs: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(inputs, outputs))
+        self.bias = nn.Parameter(torch.randn(outputs))
+
+    def forward(self, x):
+        flat = torch.addmm(self.bias, x.view(-1, x.shape[-1]), self.weight)
+        return flat.view(*x.shape[:-1], -1)
+
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_weights_stored_as_inputs_by_outputs(bias):
+    torch.manual_seed(0)
+    model = Tokens(True).double()
+    turned = Tokens(True).double()
+    turned.first, turned.last = Turned(3, 4).double(), Turned(4, 3).double()
+    turned.load_state_dict({k: v.T if v.ndim > 1 else v for k, v in model.state_dict().items()})
+    x = data(5, 4, 3)
+    layers = {f"{n}.weight": f"{n}.bias" if bias else None for n in ("first", "last")}
+    found = fisher_factors(turned, (x, None), layers, transposed=list(layers))
+    for name in layers:
+        A, G = loop_factors(model, name[:-7], x, bias)
+        torch.testing.assert_close(found[f"{name}:A"], A)
+        torch.testing.assert_close(found[f"{name}:G"], G)
+    with pytest.raises(ValueError, match="'first.weight' has no Kronecker factors"):
+        fisher_factors(turned, (x, None), layers)
+
+
+class Shared(nn.Module):
+    """A weight that two layers share, each with its own bias, or one layer and two biases."""
+
+    def __init__(self, tied: bool) -> None:
+        super().__init__()
+        if tied:
+            self.a, self.b = nn.Linear(4, 4), nn.Linear(4, 4)
+            self.b.weight = self.a.weight
+        else:
+            self.layer = nn.Linear(4, 4, bias=False)
+            self.a, self.b = nn.Parameter(torch.zeros(4)), nn.Parameter(torch.zeros(4))
+        self.tied = tied
+
+    def forward(self, x):
+        if self.tied:
+            return self.b(torch.tanh(self.a(x)))
+        return self.layer(torch.tanh(self.layer(x) + self.a)) + self.b
+
+
+def test_layers_that_share_a_weight_are_further_positions_of_one():
+    torch.manual_seed(0)
+    tied, one, x = Shared(True).double(), Shared(False).double(), data(5, 4)
+    one.load_state_dict({"layer.weight": tied.a.weight, "a": tied.a.bias, "b": tied.b.bias})
+    found = fisher_factors(tied, (x, None), {"a.weight": None})
+    A, G = loop_factors(one, "layer", x, bias=False)
+    torch.testing.assert_close(found["a.weight:A"], A)
+    torch.testing.assert_close(found["a.weight:G"], G)
+
+
 def test_a_product_outside_of_its_layer_has_factors_as_well():
     torch.manual_seed(0)
     model, x = Twice().double(), data(6, 4)

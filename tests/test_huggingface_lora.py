@@ -95,8 +95,8 @@ def adapted(request):
     return with_lora(bert()), sequences(labels=True)
 
 
-def consolidated(model, data, cls=LoraEWC, lam=5.0):
-    ewc = cls(model, lam=lam)
+def consolidated(model, data, cls=LoraEWC, lam=5.0, **options):
+    ewc = cls(model, lam=lam, **options)
     consolidate(ewc, data, "empirical")
     return ewc
 
@@ -334,17 +334,115 @@ def test_errors_say_what_would_be_right():
         LoraEWC(with_lora(bert(), target_modules=["word_embeddings"]))
     with pytest.raises(ValueError, match="matches no trainable"):
         LoraEWC(with_lora(gpt2()), include="nothing")
-    with pytest.raises(ValueError, match="must be 'diagonal', not 'kronecker'"):
-        LoraEWC(with_lora(gpt2()), curvature="kronecker")
+    with pytest.raises(ValueError, match="must be 'diagonal' or 'kronecker', not 'identity'"):
+        LoraEWC(with_lora(gpt2()), curvature="identity")
+
+
+# Kronecker factors of the frozen weights
+
+
+def dense_blocks(model, sequence, names):
+    """Return the Fisher block of each weight for one sequence, from its gradient, (D, D)."""
+    batch = collator(model)([sequence])
+    inputs = {key: value for key, value in batch.items() if key != "labels"}
+    logits = copy.deepcopy(model).double().eval()
+    weights = [logits.get_parameter(name).requires_grad_(True) for name in names]
+    log_p = logits(**inputs).logits.log_softmax(-1)
+    if log_p.ndim == 3:  # the next tokens
+        score = log_p[0, :-1].gather(1, sequence["labels"][1:, None]).sum()
+    else:
+        score = log_p[0, sequence["label"]]
+    gradients = torch.autograd.grad(score, weights)
+    return [torch.outer(g.flatten(), g.flatten()) for g in gradients]
+
+
+def kronecker_by_hand(ewc, lam):
+    """Return λ/2 Σ vec(Δ − Δ*)ᵀ (G ⊗ A) vec(Δ − Δ*), with the matrices written out."""
+    total, state = 0.0, ewc.state_dict()
+    for name, layer in ewc._layers.items():
+        A, G = (state[f"{kind}:{name.replace('.', '/')}"] for kind in "AG")
+        delta = 3.0 * layer.lora_B["default"].weight @ layer.lora_A["default"].weight
+        anchor = ewc.anchor[name].T if layer.fan_in_fan_out else ewc.anchor[name]
+        away = (delta - anchor).flatten()
+        total = total + away @ torch.kron(G, A) @ away
+    return lam / 2 * total * ewc.n_tasks
+
+
+def test_factors_of_one_position_are_the_dense_block():
+    """Of one token alone there is nothing that a product of factors leaves out."""
+    model = with_lora(bert()).double()
+    sequence = {"input_ids": torch.tensor([3]), "label": 1}
+    ewc = consolidated(model, [sequence], curvature="kronecker")
+    blocks = dense_blocks(model, sequence, ewc.names)
+    assert max(block.abs().max() for block in blocks) > 1e-6
+    state = ewc.state_dict()
+    for name, block in zip(ewc.names, blocks, strict=True):
+        A, G = (state[f"{kind}:{name.replace('.', '/')}"] for kind in "AG")
+        torch.testing.assert_close(torch.kron(G, A), block, rtol=1e-6, atol=1e-12)
+
+
+def test_factors_of_the_frozen_weight_are_those_of_the_merged_model(adapted):
+    model, data = adapted
+    ewc = consolidated(model, data, curvature="kronecker")
+    merged = copy.deepcopy(model).merge_and_unload().requires_grad_(True)
+    plain = {n: n.removeprefix("base_model.model.").replace(".base_layer", "") for n in ewc.names}
+    other = EWC(merged, curvature="kronecker", include=list(plain.values()))
+    consolidate(other, data, "empirical")
+    assert all(text.startswith("Kronecker") for text in ewc.explain().values())
+    for name, shape in ewc.shapes().items():
+        weight, kind = name.rsplit(":", 1)
+        mine = ewc.state_dict()[f"{kind}:{weight.replace('.', '/')}"]
+        theirs = other.state_dict()[f"{kind}:{plain[weight].replace('.', '/')}"]
+        assert mine.shape == shape
+        torch.testing.assert_close(mine, theirs, rtol=1e-4, atol=1e-6)
+
+
+def test_kronecker_penalty_and_gradient_of_an_adapter(adapted):
+    model, data = adapted
+    model = model.double()
+    ewc = LoraEWC(model, lam=5.0, curvature="kronecker")
+    assert ewc.rule == "latest"
+    for part in (data[:3], data[3:]):  # two tasks
+        shake(model, 0.2)
+        consolidate(ewc, part, "empirical")
+        assert ewc.penalty().item() == pytest.approx(0.0, abs=1e-20)
+    shake(model, 0.5)
+    assert ewc.penalty().item() == pytest.approx(kronecker_by_hand(ewc, 5.0).item(), rel=1e-10)
+    ewc.add_gradient_()
+    for name, p in model.named_parameters():
+        assert (p.grad is not None) == ("lora_" in name)
+        if p.grad is not None:
+            h, values = 1e-5, []
+            for step in (h, -2 * h):
+                p.data[-1, 0] += step
+                values.append(ewc.penalty().item())
+            p.data[-1, 0] += h
+            difference = (values[0] - values[1]) / (2 * h)
+            assert p.grad[-1, 0].item() == pytest.approx(difference, rel=1e-5, abs=1e-9)
+    loaded = LoraEWC(copy.deepcopy(model), curvature="kronecker")
+    loaded.load_state_dict(ewc.state_dict())
+    assert loaded.penalty().item() == pytest.approx(ewc.penalty().item(), rel=1e-12)
+
+
+def test_an_adapter_with_factors_has_no_proximal_step():
+    model = with_lora(gpt2())
+    ewc = consolidated(model, sequences(), curvature="kronecker")
+    before = copy.deepcopy(model.state_dict())
+    with pytest.raises(NotImplementedError, match="no proximal step.*add_gradient_"):
+        ewc.proximal_step_(0.1)
+    with pytest.raises(NotImplementedError, match="no proximal step"):
+        ewc.attach(torch.optim.SGD(model.parameters(), lr=0.1))
+    assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
 
 
 # What works with an EWC works with what it protects
 
 
-def test_forgetting_the_last_task_leaves_no_penalty(adapted):
+@pytest.mark.parametrize("curvature", ["diagonal", "kronecker"])
+def test_forgetting_the_last_task_leaves_no_penalty(adapted, curvature):
     """The anchor is Δ at the earlier weights, not the frozen weight."""
     model, data = adapted
-    ewc = LoraEWC(model, lam=5.0)
+    ewc = LoraEWC(model, lam=5.0, curvature=curvature)
     memory = TaskMemory(ewc)
     for task in "AB":
         memory.begin(task)
@@ -374,14 +472,18 @@ def test_forgetting_an_earlier_task_puts_the_anchor_where_its_update_is_missing(
         torch.testing.assert_close(ewc.anchor[name], value.detach(), rtol=1e-5, atol=1e-6)
 
 
-def test_a_right_set_up_is_not_called_wrong(adapted):
+@pytest.mark.parametrize("curvature", ["diagonal", "kronecker"])
+def test_a_right_set_up_is_not_called_wrong(adapted, curvature):
     model, data = adapted
-    ewc = consolidated(model, data)
+    ewc = consolidated(model, data, curvature=curvature)
     assert [f.name for f in diagnose(model, ewc)] == []
     shake(model, 0.2)
-    assert [f.name for f in diagnose(model, ewc)] == []
-    for S in ewc.importance.values():
-        S.zero_()
+    report = diagnose(model, ewc)
+    assert [f.name for f in report] == []
+    assert "size of the penalty" in report.checked
+    for name, S in ewc.named_buffers():
+        if not name.startswith("anchor"):
+            S.zero_()
     assert [f.name for f in diagnose(model, ewc)] == ["F is zero"]
 
 

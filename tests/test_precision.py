@@ -58,9 +58,9 @@ def two_tasks():
     return [Task(n, TensorDataset(x, y), TensorDataset(x, y), (0, 1, 2)) for n in "AB"]
 
 
-def diagnosed():
+def diagnosed(curvature="diagonal"):
     model = mlp(6, [8], 3, seed=0)
-    ewc = EWC(model)
+    ewc = EWC(model, curvature=curvature)
     ewc.consolidate(data())
     kept = {n: p.detach().clone() for n, p in model.named_parameters()}
 
@@ -69,7 +69,7 @@ def diagnosed():
         (loss + ewc.penalty()).backward()
 
     def measure(model, batches):
-        return fisher_diagonal(model, batches)
+        return ewc.measure(batches)
 
     return diagnose(model, ewc, data(), measure=measure, checkpoint=kept, backward=backward, lr=0.1)
 
@@ -90,6 +90,8 @@ CALLS = {
         f"consolidate, {rule}": lambda rule=rule: EWC(mlp(6, [8], 3), rule=rule).consolidate(data())
         for rule in ("separate", "latest", "online", "average")
     },
+    "Kronecker": lambda: EWC(mlp(6, [8], 3), curvature="kronecker").consolidate(data()),
+    "diagnose, Kronecker": lambda: diagnosed("kronecker"),
     "sampled": lambda: fisher_diagonal(mlp(6, [8], 3), data(), "sampled"),
     "gaussian": lambda: fisher_diagonal(
         mlp(6, [8], 3), (data()[0], None), "sampled", likelihood="gaussian"
@@ -97,7 +99,12 @@ CALLS = {
     "learn": lambda: learn(model := mlp(6, [8], 3), two_tasks(), EWC(model), epochs=1),
     "diagnose": diagnosed,
     "forget": forgotten,
-    "sweep": lambda: lambda_sweep(two_tasks(), [0.0, 1.0], hidden=(8,), epochs=1, progress=False),
+    **{
+        f"sweep, {curvature}": lambda curvature=curvature: lambda_sweep(
+            two_tasks(), [0, 1], hidden=(8,), epochs=1, progress=False, curvature=curvature
+        )
+        for curvature in ("diagonal", "kronecker")
+    },
     "bias correction": lambda: scenarios.bias_correction(torch.randn(9, 4), data(9)[1], 2),
     "comparison": lambda: study.probability_of_less(torch.randn(5), torch.randn(4)),
 }

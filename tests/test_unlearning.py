@@ -9,12 +9,14 @@ import sys
 
 import pytest
 import torch
+from kronecker_oracle import random_factors
 from torch import nn
 
 from ewc_tutorial.course.models import mlp
 from ewc_tutorial.course.scenarios import grow_linear
 from ewc_tutorial.course.tasks import split_tasks
 from ewc_tutorial.course.training import train
+from ewc_tutorial.curvature import Diagonal, Kronecker
 from ewc_tutorial.ewc import EWC, L2, RULES
 from ewc_tutorial.unlearning import TaskMemory, records
 
@@ -37,6 +39,18 @@ def move(model: nn.Module, seed: int) -> None:
             p.add_(scale.to(p) * torch.randn(p.shape, generator=g).to(p))
 
 
+#: The curvatures, each with the rules that it has.
+KINDS = [(kind.name, rule) for kind in (Diagonal, Kronecker) for rule in kind.rules]
+
+
+def random_of(ewc: EWC, seed: int) -> dict[str, torch.Tensor]:
+    """Return a random Fisher information in the form that the EWC takes."""
+    if ewc.curvature == "diagonal":
+        return random_fisher(ewc.model, seed)
+    dtype = next(iter(ewc.anchor.values())).dtype
+    return {n: F.to(dtype) for n, F in random_factors(ewc.shapes(), seed).items()}
+
+
 def random_fisher(model: nn.Module, seed: int) -> dict[str, torch.Tensor]:
     g = torch.Generator().manual_seed(seed)
     fisher = {}
@@ -50,16 +64,23 @@ def random_fisher(model: nn.Module, seed: int) -> dict[str, torch.Tensor]:
 WEIGHTS = (1.0, 2.5, 0.5, 1.0)
 
 
-def learned(rule="separate", n_tasks=4, folder=None, dtype=torch.float32, gamma=None):
+def learned(
+    rule="separate",
+    n_tasks=4,
+    folder=None,
+    dtype=torch.float32,
+    gamma=None,
+    curvature="diagonal",
+):
     """Return a memory of random tasks "0", "1", … and the weights after each, θ_0 first."""
     model = network(dtype=dtype)
     gamma = gamma or (0.7 if rule == "online" else 1.0)
-    memory = TaskMemory(EWC(model, 3.0, rule, gamma), folder)
+    memory = TaskMemory(EWC(model, 3.0, rule, gamma, curvature=curvature), folder)
     path = [snapshot(model)]
     for t in range(n_tasks):
         memory.begin(str(t))
         move(model, seed=10 + t)
-        memory.merge(random_fisher(model, seed=t), WEIGHTS[t])
+        memory.merge(random_of(memory.ewc, seed=t), WEIGHTS[t])
         path.append(snapshot(model))
     return memory, path
 
@@ -69,11 +90,8 @@ def same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
 
 
 def state_equal(a: EWC, b: EWC) -> bool:
-    return (
-        same(a.importance, b.importance)
-        and same(a.anchor, b.anchor)
-        and a.get_extra_state() == b.get_extra_state()
-    )
+    tensors = dict(a.named_buffers()), dict(b.named_buffers())
+    return same(*tensors) and a.get_extra_state() == b.get_extra_state()
 
 
 # --- the weights ----------------------------------------------------------------------------
@@ -138,14 +156,14 @@ def test_parameters_that_ewc_leaves_out_are_unlearned_too():
 # --- EWC's memory ---------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize(("curvature", "rule"), KINDS)
 @pytest.mark.parametrize("task", range(4))
 @pytest.mark.parametrize("shift", [False, True])
-def test_the_ewc_is_that_which_never_met_the_task(rule, task, shift):
-    memory, path = learned(rule)
+def test_the_ewc_is_that_which_never_met_the_task(curvature, rule, task, shift):
+    memory, path = learned(rule, curvature=curvature)
     memory.forget(str(task), shift_anchors=shift)
     other = network()
-    never = EWC(other, 3.0, rule, memory.ewc.gamma)
+    never = EWC(other, 3.0, rule, memory.ewc.gamma, curvature=curvature)
     for t in (t for t in range(4) if t != task):
         with torch.no_grad():
             for name, p in other.named_parameters():
@@ -153,12 +171,48 @@ def test_the_ewc_is_that_which_never_met_the_task(rule, task, shift):
                 if shift and t > task:
                     anchor = anchor - (path[task + 1][name].double() - path[task][name].double())
                 p.copy_(anchor.float())
-        never.merge(random_fisher(other, seed=t), WEIGHTS[t])
-    assert same(memory.ewc.importance, never.importance)
-    for name, mu in memory.ewc.anchor.items():
-        torch.testing.assert_close(mu, never.anchor[name], rtol=1e-6, atol=1e-5)
+        never.merge(random_of(never, seed=t), WEIGHTS[t])
+    expected = dict(never.named_buffers())
+    for name, kept in memory.ewc.named_buffers():
+        if name.startswith("anchor"):
+            torch.testing.assert_close(kept, expected[name], rtol=1e-6, atol=1e-5)
+        else:
+            assert torch.equal(kept, expected[name]), name
     assert memory.ewc.n_tasks == 3
-    assert memory.ewc.get_extra_state()["total_weight"] == never.get_extra_state()["total_weight"]
+    numbers, others = memory.ewc.get_extra_state(), never.get_extra_state()
+    for part in ("total_weight", "weight_by_layer", "strength_by_layer"):
+        assert numbers.get(part) == others.get(part)
+
+
+def weights_of(rule, kept):
+    """Return what each of the kept tasks weighs."""
+    return {
+        "separate": [WEIGHTS[t] for t in kept],
+        "latest": [WEIGHTS[t] for t in kept],
+        "online": [WEIGHTS[t] * 0.7 ** (len(kept) - 1 - i) for i, t in enumerate(kept)],
+        "average": [WEIGHTS[t] / sum(WEIGHTS[k] for k in kept) for t in kept],
+    }[rule]
+
+
+@pytest.mark.parametrize("rule", Kronecker.rules)
+@pytest.mark.parametrize("task", range(4))
+def test_the_penalty_is_that_of_the_kept_tasks_summed_factors(rule, task):
+    memory, path = learned(rule, dtype=torch.float64, curvature="kronecker")
+    fishers = [random_of(memory.ewc, seed=t) for t in range(4)]
+    memory.forget(str(task), shift_anchors=False)
+    kept = [t for t in range(4) if t != task]
+    weights, theta, total = weights_of(rule, kept), snapshot(memory.ewc.model), 0.0
+    away = {name: theta[name] - path[kept[-1] + 1][name] for name in theta}
+    for layer in "02":
+        A, G = (
+            sum(
+                w * fishers[t][f"{layer}.weight:{kind}"] for w, t in zip(weights, kept, strict=True)
+            )
+            for kind in "AG"
+        )
+        delta = torch.cat([away[f"{layer}.weight"], away[f"{layer}.bias"].unsqueeze(1)], 1)
+        total += delta.flatten() @ torch.kron(G, A) @ delta.flatten() / sum(weights)
+    assert memory.ewc.penalty().item() == pytest.approx(1.5 * total.item(), rel=1e-10)
 
 
 @pytest.mark.parametrize("rule", RULES)
@@ -169,14 +223,8 @@ def test_the_penalty_is_the_definition_with_the_kept_tasks_quadratics(rule, task
     memory.forget(str(task), shift_anchors=False)
     kept = [t for t in range(4) if t != task]
     theta, total = snapshot(memory.ewc.model), 0.0
-    for place, t in enumerate(kept):
+    for weight, t in zip(weights_of(rule, kept), kept, strict=True):
         center = path[t + 1] if rule == "separate" else path[kept[-1] + 1]
-        weight = {
-            "separate": WEIGHTS[t],
-            "latest": WEIGHTS[t],
-            "online": WEIGHTS[t] * 0.7 ** (len(kept) - 1 - place),
-            "average": WEIGHTS[t] / sum(WEIGHTS[k] for k in kept),
-        }[rule]
         for name, F in fishers[t].items():
             total += weight * (F * (theta[name] - center[name]) ** 2).sum().item()
     assert memory.ewc.penalty().item() == pytest.approx(1.5 * total, rel=1e-10)
@@ -250,10 +298,10 @@ def test_l2_can_forget_too():
     assert ewc.penalty().item() == 0
 
 
-def grown_head(rule: str):
+def grown_head(curvature: str, rule: str):
     """Two tasks on a head of 2, then of 4 rows; return memory and the weights on the way."""
     model = nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 2))
-    memory = TaskMemory(EWC(model, rule=rule))
+    memory = TaskMemory(EWC(model, rule=rule, curvature=curvature))
     path = []
     for t in range(2):
         if t:
@@ -262,25 +310,27 @@ def grown_head(rule: str):
         path.append(snapshot(model))
         memory.begin(str(t))
         move(model, t)
-        memory.merge(random_fisher(model, t))
+        memory.merge(random_of(memory.ewc, t))
         path.append(snapshot(model))
     return memory, path
 
 
-@pytest.mark.parametrize("rule", RULES)
-def test_a_head_that_has_grown(rule):
-    memory, path = grown_head(rule)
+@pytest.mark.parametrize(("curvature", "rule"), KINDS)
+def test_a_head_that_has_grown(curvature, rule):
+    memory, path = grown_head(curvature, rule)
     memory.forget("1")
     assert same(snapshot(memory.ewc.model), path[2])  # the fresh rows are back
 
-    memory, path = grown_head(rule)
+    memory, path = grown_head(curvature, rule)
     memory.forget("0")
     model = memory.ewc.model
     rows = model[1].weight[:2] - (path[3]["1.weight"][:2] - path[1]["1.weight"])
     torch.testing.assert_close(rows, path[0]["1.weight"], rtol=1e-5, atol=1e-3)
     # Task 0 has not moved the rows that came later.
     assert torch.equal(model[1].weight[2:], path[3]["1.weight"][2:])
-    assert same(memory.ewc.importance, random_fisher(model, 1))
+    only = EWC(model, rule=rule, curvature=curvature)
+    only.merge(random_of(only, 1))
+    assert same(memory.ewc.importance, only.importance)
 
 
 # --- nothing half changed -------------------------------------------------------------------
@@ -356,7 +406,7 @@ def test_running_statistics_are_refused():
 
 
 def test_a_parameter_that_changes_shape_in_a_task():
-    memory, _ = grown_head("separate")
+    memory, _ = grown_head("diagonal", "separate")
     model = memory.ewc.model
     memory.begin("A")
     model[1] = grow_linear(model[1], torch.ones(1, 4), torch.ones(1))
@@ -368,13 +418,14 @@ def test_a_parameter_that_changes_shape_in_a_task():
 # --- the folder -----------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("rule", RULES)
-def test_a_folder_does_what_main_memory_does_and_survives_a_restart(rule, tmp_path):
-    in_memory, _ = learned(rule)
-    on_disk, _ = learned(rule, folder=tmp_path)
+@pytest.mark.parametrize(("curvature", "rule"), KINDS)
+def test_a_folder_does_what_main_memory_does_and_survives_a_restart(curvature, rule, tmp_path):
+    in_memory, _ = learned(rule, curvature=curvature)
+    on_disk, _ = learned(rule, folder=tmp_path, curvature=curvature)
     assert state_equal(in_memory.ewc, on_disk.ewc)
     for task in "13":
-        again = TaskMemory.load(EWC(network(seed=5), 3.0, rule, in_memory.ewc.gamma), tmp_path)
+        new = EWC(network(seed=5), 3.0, rule, in_memory.ewc.gamma, curvature=curvature)
+        again = TaskMemory.load(new, tmp_path)
         assert same(snapshot(again.ewc.model), snapshot(in_memory.ewc.model))
         in_memory.forget(task)
         again.forget(task)
@@ -481,6 +532,15 @@ def test_a_loaded_memory_may_take_another_rule(tmp_path):
     expected, _ = learned("latest")
     loaded = TaskMemory.load(EWC(network(), 3.0, "latest"), tmp_path)
     assert state_equal(loaded.ewc, expected.ewc)
+
+
+def test_records_of_another_curvature_are_refused(tmp_path):
+    learned(folder=tmp_path)
+    model = network(seed=4)
+    before = snapshot(model)
+    with pytest.raises(ValueError, match="protect other parameters .*0.weight:A"):
+        TaskMemory.load(EWC(model, curvature="kronecker"), tmp_path)
+    assert same(snapshot(model), before)
 
 
 def test_the_size_of_a_record():

@@ -68,6 +68,10 @@ class Curvature(ABC):
         """Return the shape of every tensor that :meth:`measure` gives and :meth:`merge` takes."""
 
     @abstractmethod
+    def stored(self) -> dict[str, Tensor]:
+        """Return S in the form of :meth:`shapes`."""
+
+    @abstractmethod
     def explain(self) -> dict[str, str]:
         """Say for each name how it is kept, and why."""
 

@@ -48,6 +48,9 @@ class Diagonal(Curvature):
     def shapes(self) -> dict[str, tuple[int, ...]]:
         return {name: tuple(S.shape) for name, S in self.importance.items()}
 
+    def stored(self) -> dict[str, Tensor]:
+        return self.importance
+
     def explain(self) -> dict[str, str]:
         return dict.fromkeys(self.names, self.name)
 

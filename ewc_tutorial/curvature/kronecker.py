@@ -44,9 +44,14 @@ from ewc_tutorial.precision import widest
 class Kronecker(Curvature):
     """S is G ⊗ A for each linear layer and convolution, and diagonal for everything else.
 
+    So have GPT-2's ``Conv1D``, a weight that several layers of one kind share, whose positions are
+    those of all its uses, and the packed projections of ``nn.MultiheadAttention``. Where query, key
+    and value are different tensors these are no one product, which :meth:`measure` says: name them
+    in ``diagonal`` then.
+
     Everything else: normalisations, embeddings, biases without their weight, convolutions with
-    groups, weights that several layers share or that another module multiplies with, and layers
-    with more inputs or outputs than ``limit``. :meth:`explain` says which, and what the rest takes.
+    groups, weights that another kind of module shares or multiplies with, and layers with more
+    inputs or outputs than ``limit``. :meth:`explain` says which, and what the rest takes.
 
     Args:
         limit: the largest side of a factor. Memory per layer is that of the factors, as much for
@@ -103,6 +108,13 @@ class Kronecker(Curvature):
             found |= {f"{layer.weight}:A": tuple(A.shape), f"{layer.weight}:G": tuple(G.shape)}
         return found
 
+    def stored(self) -> dict[str, Tensor]:
+        found = self._rest.importance
+        for layer in self._layers:
+            A, G = self._factors(layer)
+            found |= {f"{layer.weight}:A": A, f"{layer.weight}:G": self._strength[layer.weight] * G}
+        return found
+
     def explain(self) -> dict[str, str]:
         found = {name: f"diagonal: {self._why[name]}" for name in self._rest.names}
         for layer in self._layers:
@@ -126,6 +138,8 @@ class Kronecker(Curvature):
         A ``fisher`` of another kind is called with a further argument ``layers``, as there.
         """
         layers = {layer.weight: layer.bias for layer in self._layers}
+        if transposed := [layer.weight for layer in self._layers if layer.transposed]:
+            options = options | {"transposed": transposed}
         return (fisher or fisher_factors)(
             model, data, estimator=estimator, layers=layers, **options
         )
@@ -201,6 +215,12 @@ class Kronecker(Curvature):
                     values[name].copy_(values[name].to(part) + part)
 
     def grow_(self, rows: Mapping[str, int]) -> None:
+        for block in self._layers:
+            if block.transposed and block.weight in rows:
+                raise RuntimeError(
+                    f"Parameter {block.weight!r}, stored as (inputs, outputs), has got further "
+                    "inputs, which its factors cannot follow: make a new EWC for the new shape."
+                )
         self._rest.grow_({name: n for name, n in rows.items() if name not in self._block})
         for name, extra in rows.items():
             layer = self._block.get(name)
@@ -240,10 +260,10 @@ class Kronecker(Curvature):
             return self._rest._layout(name, zeros)
         if name == layer.bias:
             return {}
-        inputs = zeros[0].numel() + (layer.bias is not None)
+        inputs, outputs = layer.sides(zeros)
         return {
             buffer_key("A", name): zeros.new_zeros(inputs, inputs),
-            buffer_key("G", name): zeros.new_zeros(len(zeros), len(zeros)),
+            buffer_key("G", name): zeros.new_zeros(outputs, outputs),
         }
 
     def _factors(self, layer: Layer) -> tuple[Tensor, Tensor]:
@@ -261,7 +281,9 @@ class Kronecker(Curvature):
     def _product(self, layer: Layer, matrix: Tensor) -> Tensor:
         """Return S applied to a matrix (O, I)."""
         A, G = self._factors(layer)
-        return self._strength[layer.weight] * (G @ matrix @ A)
+        # Autocast would round the factors.
+        with torch.autocast(A.device.type, enabled=False):
+            return self._strength[layer.weight] * (G @ matrix @ A)
 
     def _pull(self, layer: Layer, offset: Tensor, c: float) -> Tensor:
         """Return how far (1 + c S)⁻¹ moves ``offset``, in the eigenbasis of its block."""
@@ -277,7 +299,8 @@ class Kronecker(Curvature):
         (share,) = self._pulls[layer].get(
             (c,), [products], lambda: [1 / (1 + (c * products).reciprocal())]
         )
-        return -(U_g @ (share * (U_g.T @ offset @ U_a)) @ U_a.T)
+        with torch.autocast(U_g.device.type, enabled=False):
+            return -(U_g @ (share * (U_g.T @ offset @ U_a)) @ U_a.T)
 
     def _solved(
         self,

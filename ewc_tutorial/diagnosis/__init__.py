@@ -19,6 +19,7 @@ from torch import nn
 from ewc_tutorial.diagnosis.forms import by_name
 from ewc_tutorial.diagnosis.measured import check_checkpoint, check_fisher, check_measure
 from ewc_tutorial.diagnosis.moving import check_backward, check_penalty, check_step
+from ewc_tutorial.diagnosis.quadratic import quadratic_of
 from ewc_tutorial.diagnosis.report import Diagnosis, Finding, Tensors
 from ewc_tutorial.diagnosis.statistics import check_statistics
 from ewc_tutorial.diagnosis.stored import check_live, check_names, check_tensors, check_unfrozen
@@ -56,15 +57,16 @@ def diagnose(
         data: the old task's, in any form that :func:`~ewc_tutorial.fisher.fisher_diagonal` takes.
         new_data: the next task's, to tell whether F was measured on that.
         fisher, anchor: instead of those of ``ewc``: by parameter name, as tensors, arrays or
-            objects with a tensor in ``data``, or as a flat vector of all parameters.
+            objects with a tensor in ``data``, or as a flat vector of all parameters. ``fisher`` may
+            hold Kronecker factors, as ``"NAME:A"`` and ``"NAME:G"``, of some layers' weights.
         penalty: returns the penalty as it enters the loss, called as ``penalty()`` or
             ``penalty(model)``. If you multiply by λ outside of it, pass ``lam=1``.
         backward: does what your training does between ``zero_grad()`` and ``optimizer.step()``, on
             fixed samples. The anchor is shifted to see how strongly the springs pull, so it has to
             use the very tensors of ``anchor``.
-        measure: your own function that measures F, called as ``measure(model, batches)`` with a
-            list of batches (x, y). F must not change with the size of the batches, the model's mode
-            or a second copy of the data.
+        measure: your own function that measures F, or factors, called as ``measure(model,
+            batches)`` with a list of batches (x, y). F must not change with the size of the
+            batches, the model's mode or a second copy of the data.
         checkpoint: the weights as they were saved at the end of the old task, by parameter name.
         lam: λ, instead of that of ``ewc``.
         lr: the learning rate, if the penalty enters the loss or the gradient (not for proximal
@@ -79,15 +81,10 @@ def diagnose(
         A :class:`Diagnosis`: true if all is well, else its findings print as one sentence each.
 
     Raises:
-        ValueError: neither ``ewc`` nor both of ``fisher`` and ``anchor`` are given, ``ewc`` keeps
-            no diagonal, or a flat vector has another length than the parameters.
+        ValueError: neither ``ewc`` nor both of ``fisher`` and ``anchor`` are given, or a flat
+            vector has another length than the parameters.
         TypeError: ``fisher`` or ``anchor`` has another form.
     """
-    if isinstance(ewc, EWC) and ewc.curvature not in ("diagonal", "identity"):
-        raise ValueError(
-            f"diagnose() knows the mistakes of diagonal EWC, not those of {ewc.curvature!r}: the "
-            "penalty is compared with λ/2 Σ F (θ − θ*)²."
-        )
     fisher, anchor, penalty, lam = _parts(ewc, fisher, anchor, penalty, lam)
     if fisher is None or anchor is None:
         raise ValueError("give ewc, or both fisher and anchor as mappings by parameter name.")
@@ -111,10 +108,12 @@ def diagnose(
         values = partial(dict, weights)
     protected = values()
     with _random_states():
+        S = quadratic_of(report, model, protected, fisher)
+        fisher = S.importance(protected)
         usable = check_names(report, protected, fisher, anchor)
         usable = check_tensors(report, protected, fisher, anchor, usable)
         live = check_live(report, protected, anchor, usable)
-        S = {name: fisher[name] for name in usable}
+        S = S.only(usable)
         mu = {name: anchor[name] for name in usable}
         check_fisher(
             report, model, ewc, data, new_data, S, mu, live, batch_size, n_samples, options
@@ -133,7 +132,8 @@ def _parts(ewc: Any, fisher: Any, anchor: Any, penalty: Any, lam: Any) -> tuple[
         return next((getattr(ewc, n) for n in names if hasattr(ewc, n)), None)
 
     if ewc is not None:
-        fisher = first("importance", "fisher") if fisher is None else fisher
+        if fisher is None:
+            fisher = ewc.stored() if isinstance(ewc, EWC) else first("importance", "fisher")
         anchor = first("anchor", "params") if anchor is None else anchor
         penalty = first("penalty") if penalty is None else penalty
         lam = first("lam") if lam is None else lam

@@ -8,8 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ewc_tutorial.diagnosis import fisher_origin
+from ewc_tutorial.diagnosis import fisher_origin, own_function
 from ewc_tutorial.diagnosis.moving import values_at
+from ewc_tutorial.diagnosis.quadratic import Quadratic
 from ewc_tutorial.diagnosis.report import Diagnosis, Finding, Tensors
 from ewc_tutorial.ewc import EWC
 from ewc_tutorial.fisher.samples import make_samples
@@ -23,7 +24,7 @@ def check_fisher(
     ewc: Any,
     data: Any,
     new_data: Any,
-    fisher: Tensors,
+    S: Quadratic,
     anchor: Tensors,
     live: list[str],
     batch_size: int | None,
@@ -33,7 +34,7 @@ def check_fisher(
     trainable = {name: p for name, p in model.named_parameters() if p.requires_grad}
     values = ewc.values() if isinstance(ewc, EWC) else trainable
     measurable = dict(model.named_parameters())
-    names = [name for name in fisher if name in values and name in measurable]
+    names = [name for name in S.names if name in values and name in measurable]
     moved = any(not _same(anchor[name], values[name]) for name in names)
     weight = 1.0
     why = None
@@ -43,7 +44,7 @@ def check_fisher(
         why = "an L2 penalty has none"
     elif isinstance(ewc, EWC) and ewc.n_tasks != 1:
         why = f"{ewc.n_tasks} tasks are consolidated in it: diagnose after the first"
-    elif not names or not any(fisher[n].any() for n in names):
+    elif not names or not any(F.any() for F in S.importance(anchor).values()):
         why = "there is no F to compare"
     elif moved and any(values[name] is not measurable[name] for name in names):
         why = "what is protected may have moved: diagnose right after consolidating"
@@ -57,11 +58,12 @@ def check_fisher(
     if isinstance(ewc, EWC) and ewc.rule != "average":
         weight = ewc.get_extra_state()["total_weight"]
     size = batch_size or getattr(data, "batch_size", None) or 32
-    tested = {name: fisher[name].detach() / weight for name in names}
+    tested = S.only(names)
     there = anchor if moved else {}
     with only_trainable(model, names), values_at(trainable, there):
         found = fisher_origin.explain(
-            tested,
+            tested.form,
+            tested.over(weight),
             model,
             _gathered(data, n_samples, size),
             None if new_data is None else _gathered(new_data, n_samples, size),
@@ -82,7 +84,7 @@ def check_measure(
     if measure is None or data is None:
         report.skipped["how F is measured"] = "needs measure and data"
         return
-    batches = _gathered(data, fisher_origin.PROBE, fisher_origin.PROBE)
+    batches = _gathered(data, own_function.PROBE, own_function.PROBE)
     if not all(isinstance(x, Tensor) and y is not None for x, y in batches):
         report.skipped["how F is measured"] = "needs inputs in one tensor, and labels"
         return
@@ -91,7 +93,7 @@ def check_measure(
     try:
         for p, _ in saved:
             p.grad = None
-        found = fisher_origin.probe(measure, model, batches, **options)
+        found = own_function.probe(measure, model, batches, **options)
     finally:
         for p, grad in saved:
             p.grad = grad

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ewc_tutorial.diagnosis.quadratic import Quadratic
 from ewc_tutorial.diagnosis.report import Diagnosis, Finding, Tensors
 from ewc_tutorial.fisher.undisturbed import undisturbed
 from ewc_tutorial.precision import double
@@ -20,7 +21,7 @@ def check_penalty(
     model: nn.Module,
     weights: Tensors,
     values: Callable[[], Tensors],
-    fisher: Tensors,
+    S: Quadratic,
     anchor: Tensors,
     penalty: Callable[..., Any] | None,
     lam: float | None,
@@ -28,17 +29,17 @@ def check_penalty(
 ) -> float | None:
     """Return how many times too large the penalty is, from second differences.
 
-    The weights are moved, and the penalty is compared with ½ Σ F (v − v*)² of the values v that
-    they stand for: in a quadratic, only F decides how much a second difference is.
+    The weights are moved, and the penalty is compared with ½ (v − v*)ᵀ S (v − v*) of the values v
+    that they stand for: in a quadratic, only S decides how much a second difference is.
     """
     if penalty is None:
         report.skipped["size of the penalty"] = "needs penalty"
         return None
-    if live or not fisher or lam == 0:
+    if live or not S.names or lam == 0:
         report.skipped["size of the penalty"] = "λ is zero" if lam == 0 else "see above"
         return None
-    if all(name in weights for name in fisher):
-        weights = {name: weights[name] for name in fisher}
+    if all(name in weights for name in S.names):
+        weights = {name: weights[name] for name in S.names}
     here = {name: p.detach().clone() for name, p in weights.items()}
     delta = {name: _shift(p) for name, p in here.items()}
 
@@ -47,10 +48,8 @@ def check_penalty(
         with undisturbed(model), values_at(weights, moved):
             found = _call(penalty, model)
             there = values()
-            textbook = sum(
-                0.5 * (double(fisher[n]) * double(there[n].detach() - anchor[n]) ** 2).sum()
-                for n in fisher
-            )
+            away = {n: double(there[n].detach() - anchor[n]) for n in S.names}
+            textbook = sum(0.5 * (away[n] * pull).sum() for n, pull in S.product(away).items())
             return float(found.detach() if isinstance(found, Tensor) else found), float(textbook)
 
     (up, up0), (down, down0), (now, now0) = both(1), both(-1), both(0)
@@ -76,7 +75,7 @@ def check_penalty(
         report.findings.append(
             Finding(
                 "missing ½" if abs(factor - 2) < 0.1 else "size of the penalty",
-                f"the penalty is {factor:.3g} times λ/2 Σ F (θ − θ*)²",
+                f"the penalty is {factor:.3g} times {S.words}",
                 "write λ/2, or divide λ by this factor when you compare with others",
             )
         )
@@ -87,7 +86,7 @@ def check_backward(
     report: Diagnosis,
     model: nn.Module,
     weights: Tensors,
-    fisher: Tensors,
+    S: Quadratic,
     anchor: Tensors,
     backward: Callable[[], Any] | None,
     lam: float | None,
@@ -98,13 +97,13 @@ def check_backward(
     if backward is None:
         report.skipped["pull per optimizer step"] = "needs backward"
         return
-    if live or not fisher or not lam:
+    if live or not S.names or not lam:
         report.skipped["pull per optimizer step"] = "needs lam > 0" if not lam else "see above"
         return
-    if any(name not in weights for name in fisher):
+    if any(name not in weights for name in S.names):
         report.skipped["pull per optimizer step"] = "what is protected is made of other weights"
         return
-    here = {name: tensor.detach().clone() for name, tensor in anchor.items()}
+    here = {name: anchor[name].detach().clone() for name in S.names}
     delta = {name: _shift(tensor) for name, tensor in here.items()}
 
     def gradient(sign: int) -> dict[str, Tensor]:
@@ -124,7 +123,7 @@ def check_backward(
                 p.grad = grad
 
     plus, minus = gradient(1), gradient(-1)
-    expected = {n: -2 * lam * double(fisher[n]) * double(delta[n]) for n in here}
+    expected = {n: -2 * lam * pull for n, pull in S.product(delta).items()}
     norm = sum(e.square().sum().item() for e in expected.values())
     dot = sum(((double(plus[n]) - double(minus[n])) * expected[n]).sum().item() for n in here)
     report.checked.append("pull per optimizer step")
@@ -150,17 +149,17 @@ def check_backward(
         )
 
 
-def check_step(report: Diagnosis, fisher: Tensors, lam: float | None, lr: float | None) -> None:
-    if lr is None or lam is None or not fisher:
+def check_step(report: Diagnosis, S: Quadratic, lam: float | None, lr: float | None) -> None:
+    if lr is None or lam is None or not S.names:
         report.skipped["stability"] = "needs lr and lam"
         return
     report.checked.append("stability")
-    top = max(F.max().item() for F in fisher.values())
+    top, words = S.largest()
     if lr * lam * top > 2:
         report.findings.append(
             Finding(
                 "λ too large for gradient steps",
-                f"η λ max F is {lr * lam * top:.3g}, and above 2 the penalty alone diverges",
+                f"η λ {words} is {lr * lam * top:.3g}, and above 2 the penalty alone diverges",
                 f"take λ below {2 / (lr * top):.2g}, convert it from its convention, or use "
                 "proximal steps",
             )

@@ -12,7 +12,7 @@ gradients to start from at the model's outputs, ``engine.py`` carries them to th
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import islice
 from typing import Any
@@ -139,6 +139,7 @@ def fisher_factors(
     variance: float = 1.0,
     class_dim: int | None = None,
     distributed: bool = True,
+    transposed: Collection[str] = (),
 ) -> dict[str, Tensor]:
     """Return Kronecker factors of the Fisher information of some layers, of others the diagonal.
 
@@ -151,8 +152,10 @@ def fisher_factors(
         model, data, n_samples, batch_size, likelihood, generator, progress, classes, ignore_index,
             variance, class_dim, distributed: as for :func:`fisher_diagonal`.
         layers: names of the weights of linear layers and of convolutions without groups, each with
-            the name of its bias, or None to leave that to the diagonal.
+            the name of its bias, or None to leave that to the diagonal. Several uses of a weight
+            are further positions.
         estimator: as for :func:`fisher_diagonal`, but not ``batched``.
+        transposed: those weights of ``layers`` that are stored as (I, O), as GPT-2's are.
 
     Returns:
         Per weight of ``layers`` two tensors, ``"NAME:A"`` of shape (I, I) and ``"NAME:G"`` (O, O),
@@ -177,6 +180,7 @@ def fisher_factors(
         generator,
         progress,
         distributed,
+        transposed,
     )
 
 
@@ -191,6 +195,7 @@ def _fisher(
     generator: torch.Generator | int | None,
     progress: bool,
     distributed: bool,
+    transposed: Collection[str] = (),
 ) -> dict[str, Tensor]:
     """Return what the two functions above return."""
     _check_choice("estimator", estimator, ESTIMATORS)
@@ -200,7 +205,7 @@ def _fisher(
     draws = Draws(generator)
     # What is wrong if the outputs of every batch are like those of the batches so far.
     doubt: str | bool | None = True
-    with _engine(model, layers) as (engine, prefix):
+    with _engine(model, layers, transposed) as (engine, prefix):
         samples = make_samples(data, n_samples, generator)
         batches = _batches(samples, engine, estimator, batch_size)
 
@@ -268,7 +273,9 @@ def explain_fisher(
 
 @contextmanager
 def _engine(
-    model: nn.Module, layers: Mapping[str, str | None] | None = None
+    model: nn.Module,
+    layers: Mapping[str, str | None] | None = None,
+    transposed: Collection[str] = (),
 ) -> Iterator[tuple[Engine, str]]:
     """Yield an engine for the trainable parameters, and what wrappers put before their names."""
     model, prefix = _unwrapped(model)
@@ -277,10 +284,11 @@ def _engine(
         weight.removeprefix(prefix): bias and bias.removeprefix(prefix)
         for weight, bias in (layers or {}).items()
     }
+    turned = {name.removeprefix(prefix) for name in transposed}
     names = [name for name, p in model.named_parameters() if p.requires_grad]
     if not names:
         raise ValueError("model must have at least one trainable parameter, but it has none.")
-    with undisturbed(model), Engine(model, names, inside) as engine:
+    with undisturbed(model), Engine(model, names, inside, turned) as engine:
         yield engine, prefix
 
 

@@ -14,7 +14,7 @@ not have, and a few rows of the first for an influence of samples on each other.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import replace
 
 import torch
@@ -52,16 +52,22 @@ class Engine:
         names: the parameters wanted.
         layers: weights among them, each with its bias or None, whose Kronecker factors are wanted
             in place of squares, under ``weight:A`` and ``weight:G`` (see ``factors.py``).
+        transposed: those of these weights that are stored as (I, O).
 
     Attributes:
         explanation: what each parameter got, in words.
     """
 
     def __init__(
-        self, model: nn.Module, names: list[str], layers: Mapping[str, str | None] | None = None
+        self,
+        model: nn.Module,
+        names: list[str],
+        layers: Mapping[str, str | None] | None = None,
+        transposed: Collection[str] = (),
     ) -> None:
         self.model = model
         self.layers = dict(layers or {})
+        self.transposed = transposed
         self.parameters = {name: model.get_parameter(name) for name in names}
         self.device = self.parameters[names[0]].device
         self.explanation: dict[str, str] = {}
@@ -87,9 +93,10 @@ class Engine:
             # A float16 has no room for squares: the small ones are zero, the large ones infinite.
             dtype = torch.promote_types(p.dtype, torch.float32)
             if name in self.layers:
-                inputs = p[0].numel() + (self.layers[name] is not None)
+                outputs, inputs = p.T.shape if name in self.transposed else p.flatten(1).shape
+                inputs += self.layers[name] is not None
                 found[f"{name}:A"] = (inputs, inputs), dtype
-                found[f"{name}:G"] = (len(p), len(p)), dtype
+                found[f"{name}:G"] = (outputs, outputs), dtype
             elif name not in self.layers.values():
                 found[name] = tuple(p.shape), dtype
         return found
@@ -142,7 +149,7 @@ class Engine:
         twice = batch == 1 and self._chosen.copies == 2
         outputs, uses = self._forward(take(x, [0, 0]) if twice else x)
         for weight, bias in self.layers.items():
-            _check_products(weight, bias, uses)
+            _check_products(weight, bias, uses, weight in self.transposed)
         seeds = make_seeds(outputs[:batch].detach())
         padded = Seeds(lambda: map(_with_a_row_of_zeros, seeds), len(seeds)) if twice else seeds
         sums = squares_by_closed_forms(outputs, self.parameters, uses, padded, self.layers)
@@ -256,11 +263,15 @@ def _description(uses: list[Use]) -> str:
     return f"closed form: {', '.join(sorted({use.kind for use in uses}))}"
 
 
-def _check_products(weight: str, bias: str | None, uses: dict[str, list[Use]]) -> None:
+def _check_products(
+    weight: str, bias: str | None, uses: dict[str, list[Use]], transposed: bool
+) -> None:
     """Raise where a weight, or its bias, does something else than one layer's product."""
     seen = uses.get(weight)
     products = seen is not None and all(
-        isinstance(use.part, Product) and not use.part.transposed and use.part.right.shape[1] == 1
+        isinstance(use.part, Product)
+        and use.part.transposed == transposed
+        and use.part.right.shape[1] == 1
         for use in seen
     )
     places = {use.edge for use in seen or ()}

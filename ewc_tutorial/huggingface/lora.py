@@ -11,7 +11,8 @@ function sees only W + Δ. :class:`LoraEWC` therefore puts the quadratic there:
 
     λ/2 Σ F_W (Δ − Δ*)²,
 
-with the Fisher information of the frozen weight, which is that of Δ, for ∂ℓ/∂Δ = ∂ℓ/∂W.
+with the Fisher information of the frozen weight, which is that of Δ, for ∂ℓ/∂Δ = ∂ℓ/∂W; or, with
+its Kronecker factors, λ/2 Σ (Δ − Δ*) ∘ G (Δ − Δ*) A (A and G being the factors).
 """
 
 from __future__ import annotations
@@ -22,6 +23,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ewc_tutorial.attachment import Attachment
+from ewc_tutorial.curvature import Curvature, Kronecker
 from ewc_tutorial.ewc import EWC, rates_by_name
 from ewc_tutorial.precision import widest
 
@@ -38,35 +41,37 @@ class LoraEWC(EWC):
         lam, rule, gamma, include, exclude: as for :class:`EWC`; the names are those of the frozen
             weights, such as ``base_model.model.….c_attn.base_layer.weight``.
         adapter: the adapter's name.
-        curvature: ``diagonal``, the only one for which the half-steps in A and B are made.
+        curvature: ``diagonal``, or ``kronecker`` (or an instance of it): the factors are those of
+            the frozen weight, and the penalty enters as a loss or a gradient only, as there are no
+            proximal steps with it.
 
     Raises:
         ImportError: PEFT is not installed.
         ValueError: the model has no LoRA layer of that name, or one whose correction is not s·BA of
             a linear layer (DoRA, embeddings, convolutions); the curvature is another one; or as
-            :class:`EWC`.
+            :class:`EWC`. :meth:`attach` and :meth:`proximal_step_` raise NotImplementedError for
+            ``kronecker``.
     """
 
     def __init__(
         self,
         model: nn.Module,
         lam: float = 1.0,
-        rule: str = "separate",
+        rule: str | None = None,
         gamma: float = 1.0,
         include: str | Sequence[str] | None = None,
         exclude: str | Sequence[str] | None = None,
         adapter: str = "default",
-        curvature: str = "diagonal",
+        curvature: str | Curvature = "diagonal",
     ) -> None:
-        if curvature != "diagonal":
+        if curvature not in ("diagonal", "kronecker") and not isinstance(curvature, Kronecker):
             raise ValueError(
-                f"curvature of a LoraEWC must be 'diagonal', not {curvature!r}: its half-steps in "
-                "A and B are exact for a number per entry of Δ only."
+                f"curvature of a LoraEWC must be 'diagonal' or 'kronecker', not {curvature!r}."
             )
         # Plain attributes: the layers are parts of the model, not of this module.
         self._adapter = adapter
         self._layers = _lora_layers(model, adapter)
-        super().__init__(model, lam, rule, gamma, include, exclude)
+        super().__init__(model, lam, rule, gamma, include, exclude, curvature)
 
     def values(self) -> dict[str, Tensor]:
         """Return Δ = s·BA per protected weight, in the weight's own layout, differentiable, and
@@ -105,6 +110,16 @@ class LoraEWC(EWC):
         for parameter, gradient in zip(trainable, gradients, strict=True):
             parameter.grad = gradient if parameter.grad is None else parameter.grad.add_(gradient)
 
+    def attach(self, optimizer: torch.optim.Optimizer, every: int = 1) -> Attachment:
+        """:meth:`EWC.attach`, with the half-steps of :meth:`proximal_step_`.
+
+        Raises:
+            NotImplementedError: the curvature is ``kronecker``.
+            TypeError, ValueError: as :meth:`EWC.attach`.
+        """
+        self._check_half_steps()
+        return super().attach(optimizer, every)
+
     @torch.no_grad()
     def proximal_step_(
         self,
@@ -120,8 +135,10 @@ class LoraEWC(EWC):
         ``start`` is not needed.
 
         Raises:
+            NotImplementedError: the curvature is ``kronecker``.
             ValueError: as :meth:`EWC.proximal_step_`.
         """
+        self._check_half_steps()
         weights = self.weights()
         rates = rates_by_name(lr, weights)
         if not self.n_tasks or not self.lam:
@@ -154,6 +171,14 @@ class LoraEWC(EWC):
                 c, d = move
                 d = d.T if isinstance(d, Tensor) else d
                 A.copy_(_proximal_rows(A.T, s * B.T, S.T, mu.T, c, d).T)
+
+    def _check_half_steps(self) -> None:
+        if self.curvature != "diagonal":
+            raise NotImplementedError(
+                f"a LoraEWC with curvature={self.curvature!r} has no proximal step, as its "
+                "half-steps in A and B have a number per entry of Δ: add penalty() to the loss, or "
+                "call add_gradient_() after backward()."
+            )
 
     def _factors(self, name: str) -> tuple[nn.Parameter, nn.Parameter]:
         layer = self._layers[name]

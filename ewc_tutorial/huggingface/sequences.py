@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -53,6 +53,7 @@ def sequence_fisher(
     generator: torch.Generator | int | None = None,
     progress: bool = False,
     layers: Mapping[str, str | None] | None = None,
+    transposed: Collection[str] = (),
 ) -> dict[str, Tensor]:
     """Return the diagonal Fisher information, the mean over *sequences* of the squared score.
 
@@ -84,6 +85,7 @@ def sequence_fisher(
         generator: draws the subset and the labels; a number seeds a new one, None means 0.
         progress: show a progress bar if it takes longer than about a second.
         layers: weights, with their biases, whose Kronecker factors are wanted instead.
+        transposed: those of them that are stored as (I, O), as GPT-2's are.
 
     Returns:
         One tensor per trainable parameter, as :func:`~ewc_tutorial.fisher_diagonal` does; with
@@ -108,7 +110,9 @@ def sequence_fisher(
     inside = {
         f"model.{weight}": bias and f"model.{bias}" for weight, bias in (layers or {}).items()
     }
-    measure = partial(fisher_factors, layers=inside) if inside else fisher_diagonal
+    turned = [f"model.{weight}" for weight in transposed]
+    factors = partial(fisher_factors, layers=inside, transposed=turned)
+    measure = factors if inside else fisher_diagonal
     fisher = measure(
         logits,
         Stream(batches, n_samples, logits.read),

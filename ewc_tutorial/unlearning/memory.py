@@ -47,7 +47,7 @@ class TaskMemory:
     of an optimizer (make a new one).
 
     Args:
-        ewc: before its first :meth:`~ewc_tutorial.ewc.EWC.consolidate`, of any rule.
+        ewc: before its first :meth:`~ewc_tutorial.ewc.EWC.consolidate`, of any rule and curvature.
         folder: keep the records there instead of in main memory; see :meth:`load`. A folder
             belongs to one ``TaskMemory`` at a time.
 

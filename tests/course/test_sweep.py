@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import multiprocessing
 import os
 import subprocess
@@ -17,8 +18,11 @@ from ewc_tutorial.course.metrics import average_accuracy
 from ewc_tutorial.course.models import mlp
 from ewc_tutorial.course.sweep import StackedMLP, SweepResult, lambda_sweep
 from ewc_tutorial.course.sweep.result import MEMBER_ARRAYS
+from ewc_tutorial.course.sweep.separate import train_each
+from ewc_tutorial.course.sweep.stacked import Settings, train_stack
 from ewc_tutorial.course.tasks import permuted_tasks, split_tasks
 from ewc_tutorial.course.training import learn
+from ewc_tutorial.curvature import KINDS
 from ewc_tutorial.ewc import EWC, RULES
 
 LAMBDAS = [0.0, 1.0, 100.0, 1e8]
@@ -92,6 +96,45 @@ def test_for_other_estimators_and_subsets(tasks, estimator):
 def test_with_adam(tasks):
     _, history = alone(tasks, 50.0, 0, optimizer=torch.optim.Adam, lr=1e-2)
     assert_same(sweep(tasks, [50.0], optimizer="adam", lr=1e-2), history)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"curvature": "kronecker"},
+        {"curvature": "kronecker", "rule": "online", "gamma": 0.5, "estimator": "sampled"},
+        {"curvature": "kronecker", "rule": "average", "n_samples": 40, "optimizer": "adam"},
+        {"curvature": "identity"},
+    ],
+)
+def test_for_other_curvatures(tasks, options):
+    lr = 1e-2 if "optimizer" in options else 0.1
+    shares = []
+    found = sweep(tasks, [0.5, 50.0], seeds=[0, 1], lr=lr, on_progress=shares.append, **options)
+    optimizer = torch.optim.Adam if options.pop("optimizer", "") else torch.optim.SGD
+    for (i, lam), seed in itertools.product(enumerate([0.5, 50.0]), [0, 1]):
+        _, history = alone(tasks, lam, seed, optimizer=optimizer, lr=lr, **options)
+        np.testing.assert_allclose(found.curves[i, seed], history.curves, atol=1e-9)
+    assert found.steps.tolist() == history.steps.tolist()
+    assert found.settings["rule"] == options.get("rule", KINDS[options["curvature"]].rules[0])
+    assert shares == sorted(shares)
+    assert shares[-1] == pytest.approx(1.0)
+    # What moved is measured as with the diagonal, and is the less the larger λ is.
+    assert (found.fisher_drift[1, :, -1] < found.fisher_drift[0, :, -1]).all()
+    assert not found.drift[:, :, 0].any()
+
+
+def test_separate_networks_tell_of_their_moves_what_the_stack_tells(tasks):
+    """With the diagonal both are possible, and the same."""
+    settings = sweep(tasks, [2.0, 30.0], seeds=[0, 1]).settings
+    both = [
+        train(tasks, [2.0, 30.0], [0, 1], Settings(**settings), "cpu")
+        for train in (train_stack, train_each)
+    ]
+    for name in MEMBER_ARRAYS:
+        np.testing.assert_allclose(
+            *(getattr(one, name) for one in both), rtol=1e-3, atol=1e-6, err_msg=name
+        )
 
 
 def test_the_weights_agree_to_rounding(tasks):
@@ -357,6 +400,9 @@ def test_dask_runs_the_shards(tasks, result):
         ({"lr": 0.0}, "lr must be a finite positive number, not 0.0"),
         ({"optimizer": "lbfgs"}, "optimizer must be one of sgd, adam, not 'lbfgs'"),
         ({"rule": "sum"}, "rule must be one of"),
+        ({"curvature": "full"}, "curvature must be one of diagonal, kronecker, identity, not"),
+        ({"curvature": "kronecker", "rule": "separate"}, "rule must be one of latest, online"),
+        ({"curvature": "kronecker", "estimator": "batched"}, "'batched' has no Kronecker factors"),
         ({"estimator": "true"}, "estimator must be one of"),
         ({"shard_size": 0}, "shard_size must be at least 1"),
         ({"tasks": []}, "tasks must hold at least one task"),

@@ -1,7 +1,7 @@
 """Many λ at once: what each value makes of a network that is really trained with it.
 
 * ``run``: :func:`lambda_sweep`, in shards, on one machine or many;
-* ``stacked``: all networks of a shard as one;
+* ``stacked``: all networks of a shard as one, ``separate``: one after the other;
 * ``result``: what was found, as arrays.
 """
 

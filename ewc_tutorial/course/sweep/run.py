@@ -1,7 +1,8 @@
 """Many λ at once: what each value makes of a network that is really trained with it.
 
-All λ and seeds train as one stacked network (``stacked.py``). Each member is what
-:func:`~ewc_tutorial.course.training.learn` would have made of it alone, up to rounding.
+All λ and seeds train as one stacked network (``stacked.py``), or with Kronecker factors one after
+the other (``separate.py``). Each member is what :func:`~ewc_tutorial.course.training.learn` would
+have made of it alone, up to rounding.
 """
 
 from __future__ import annotations
@@ -21,10 +22,11 @@ import torch
 from tqdm.auto import tqdm
 
 from ewc_tutorial.course.sweep.result import SweepResult
+from ewc_tutorial.course.sweep.separate import train_each
 from ewc_tutorial.course.sweep.stacked import OPTIMIZERS, Settings, train_stack
 from ewc_tutorial.course.tasks import Task
 from ewc_tutorial.course.training import count_steps, pick_device
-from ewc_tutorial.ewc import RULES
+from ewc_tutorial.curvature import KINDS
 from ewc_tutorial.fisher import ESTIMATORS
 
 #: λ and seeds that are trained together.
@@ -42,7 +44,8 @@ def lambda_sweep(
     steps: int | None = None,
     batch_size: int = 32,
     optimizer: str = "sgd",
-    rule: str = "separate",
+    curvature: str = "diagonal",
+    rule: str | None = None,
     gamma: float = 1.0,
     estimator: str = "exact",
     n_samples: int | None = None,
@@ -61,9 +64,10 @@ def lambda_sweep(
         lambdas: values of λ ≥ 0. They may be huge: the step is proximal.
         seeds: of the initial weights and of the order of the batches.
         hidden: widths of the hidden layers of the fully connected network (ReLU).
-        lr, epochs, steps, batch_size, rule, gamma, estimator, n_samples: as for
+        lr, epochs, steps, batch_size, curvature, rule, gamma, estimator, n_samples: as for
             :func:`~ewc_tutorial.course.training.learn` and :class:`~ewc_tutorial.ewc.EWC`; without
-            epochs and steps it is ten epochs.
+            epochs and steps it is ten epochs. Networks of another curvature than ``diagonal``
+            train one after the other, which takes as many times as long: see ``executor``.
         optimizer: ``"sgd"`` or ``"adam"``, which treat every weight alone, so that members do not
             mix.
         evaluations: about how many times per task the test accuracies are measured.
@@ -89,7 +93,8 @@ def lambda_sweep(
         steps=steps,
         batch_size=batch_size,
         optimizer=optimizer,
-        rule=rule,
+        curvature=curvature,
+        rule=_rule(curvature, rule),
         gamma=gamma,
         estimator=estimator,
         n_samples=n_samples,
@@ -122,19 +127,28 @@ def lambda_sweep(
                     )
                 else:
                     bar.update(len(finished))
-        total = sum(
-            count_steps(len(task.train), batch_size, settings.epochs, steps) for task in tasks
-        )
         for i in waiting:
             if i not in finished:
 
-                def tick(step: int) -> None:
-                    bar.update(len(finished) + step / total)
+                def tick(share: float) -> None:
+                    bar.update(len(finished) + share)
 
-                result = train_stack(tasks, *shards[i], settings, device, tick)
+                result = _train(tasks, *shards[i], settings, device, tick)
                 finished[i] = store.save(shards[i], result)
                 bar.update(len(finished))
     return SweepResult.merged([finished[i] for i in range(len(shards))])
+
+
+def _train(
+    tasks: Sequence[Task],
+    lambdas: Sequence[float],
+    seeds: Sequence[int],
+    settings: Settings,
+    device: str,
+    *tick: Callable[[float], None],
+) -> SweepResult:
+    train = train_stack if settings.curvature == "diagonal" else train_each
+    return train(tasks, lambdas, seeds, settings, device, *tick)
 
 
 def _train_apart(*arguments: Any) -> SweepResult:
@@ -146,7 +160,7 @@ def _train_apart(*arguments: Any) -> SweepResult:
     """
     if multiprocessing.parent_process() is not None:
         torch.set_num_threads(1)
-    return train_stack(*arguments)
+    return _train(*arguments)
 
 
 def _split(lambdas: list[float], seeds: list[int], size: int) -> list[Shard]:
@@ -212,6 +226,13 @@ class _Progress:
         self._bar.close()
 
 
+def _rule(curvature: str, rule: str | None) -> str:
+    """Return the rule, or the curvature's own for None."""
+    if curvature not in KINDS:
+        raise ValueError(f"curvature must be one of {', '.join(KINDS)}, not {curvature!r}.")
+    return KINDS[curvature].rules[0] if rule is None else rule
+
+
 def _check(
     tasks: Sequence[Task],
     lambdas: list[float],
@@ -236,10 +257,13 @@ def _check(
             raise ValueError(f"lambdas must be finite and not negative, not {lam!r}.")
     if not math.isfinite(settings.lr) or settings.lr <= 0:
         raise ValueError(f"lr must be a finite positive number, not {settings.lr!r}.")
-    for name, choices in (("optimizer", OPTIMIZERS), ("rule", RULES), ("estimator", ESTIMATORS)):
+    rules = KINDS[settings.curvature].rules
+    for name, choices in (("optimizer", OPTIMIZERS), ("rule", rules), ("estimator", ESTIMATORS)):
         value = getattr(settings, name)
         if value not in choices:
             raise ValueError(f"{name} must be one of {', '.join(choices)}, not {value!r}.")
+    if settings.curvature == "kronecker" and settings.estimator == "batched":
+        raise ValueError("estimator 'batched' has no Kronecker factors: take another one.")
     for name, value in (("evaluations", settings.evaluations), ("shard_size", shard_size)):
         if value is not None and value < 1:
             raise ValueError(f"{name} must be at least 1, not {value!r}.")

@@ -39,6 +39,7 @@ class Settings:
     steps: int | None
     batch_size: int
     optimizer: str
+    curvature: str
     rule: str
     gamma: float
     estimator: str
@@ -140,12 +141,12 @@ def train_stack(
     seeds: Sequence[int],
     settings: Settings,
     device: str,
-    tick: Callable[[int], None] = lambda _: None,
+    tick: Callable[[float], None] = lambda _: None,
 ) -> SweepResult:
     """Learn the tasks with every λ and seed in one stack; the arguments are checked already.
 
     Args:
-        tick: called with the number of steps taken so far, after each.
+        tick: called after each step with the finished share in [0, 1].
     """
     tasks = [task.to(device) for task in tasks]
     S, L, T = len(seeds), len(lambdas), len(tasks)
@@ -162,8 +163,12 @@ def train_stack(
     record = Recorder(
         lambda: _members(_accuracies(stack, x_test, y_test, sizes), S, L), settings.evaluations
     )
+    budgets = [
+        count_steps(len(task.train), settings.batch_size, settings.epochs, settings.steps)
+        for task in tasks
+    ]
     for index, task in enumerate(tasks):
-        budget = count_steps(len(task.train), settings.batch_size, settings.epochs, settings.steps)
+        budget = budgets[index]
         x, y = task.train.tensors
         streams = [batches(len(x), settings.batch_size, order) for order in orders]
         optimizer = OPTIMIZERS[settings.optimizer](stack.parameters(), lr=settings.lr)
@@ -175,12 +180,12 @@ def train_stack(
                 stack.set_gradients_(x[rows], y[rows])
                 optimizer.step()
                 record(step)
-                tick(record.done + step)
+                tick((record.done + step) / sum(budgets))
         if not all(p.isfinite().all() for p in stack.parameters()):
             raise ValueError(f"lr={settings.lr:g} made weights that are not finite: lower it.")
         with record.consolidating():
             if index == 0 or index < T - 1:
-                fisher = _fishers(stack, task, settings, labels)
+                fisher = fishers(stack, task, settings, labels)
                 if ewc is None:
                     # Up to here λ changed nothing; from here the members of a seed part.
                     stack = stack.repeated(L)
@@ -191,7 +196,7 @@ def train_stack(
                 # Every rule is linear in F, so each member's own λ can be part of its importance.
                 ewc.merge({n: lam * F for n, F in fisher.items()})
         if index == 0:
-            moves = _Moves(stack, fisher)
+            moves = Moves(stack, fisher)
         moved.append({name: _members(v, S, L) for name, v in moves(stack).items()})
     history = record.history(tasks)
     return SweepResult(
@@ -207,7 +212,7 @@ def train_stack(
     )
 
 
-def _fishers(
+def fishers(
     stack: StackedMLP, task: Task, settings: Settings, generators: Sequence[torch.Generator]
 ) -> dict[str, Tensor]:
     """Return the Fisher diagonal of each member, stacked under the stack's parameter names."""
@@ -252,7 +257,7 @@ def _members(values: Tensor, S: int, L: int) -> np.ndarray:
     return np.moveaxis(np.broadcast_to(array, (S, L, *array.shape[2:])), 0, 1).copy()
 
 
-class _Moves:
+class Moves:
     """Measures how far the weights are from where the first task left them.
 
     Args:

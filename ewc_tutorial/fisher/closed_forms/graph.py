@@ -210,10 +210,26 @@ def _product_use(
         part: Part = Product(dealt(wide(x.detach())), dealt, transposed=not turned)
     else:
         part = Direct(lambda g: dealt(g).sum((1, 3)))
+        # The gradient by the sum is that by the product that the bias is added to.
+        node = _product_below(graph, node) or node
     kind = "matrix product"
     if n_rows > batch:
         kind += ", positions first" if positions_first else ", samples first"
     return Use(GradientEdge(node, 0), part, kind, n_rows // batch)
+
+
+def _product_below(graph: Graph, node: Node) -> Node | None:
+    """Return the product whose result, perhaps in another shape, is nothing but a summand here."""
+    if _name(node) != "AddBackward" or getattr(node, "_saved_alpha", 1) != 1:
+        return None
+    summand = node.next_functions[0][0]
+    while summand is not None and len(graph.consumers.get(summand, ())) == 1:
+        if _name(summand) in _PRODUCTS:
+            return summand if math.prod(_shape(summand)) == math.prod(_shape(node)) else None
+        if _name(summand) not in _VIEWS:
+            return None
+        summand = summand.next_functions[0][0]
+    return None
 
 
 # What follows are names inside PyTorch's autograd, as of torch 2.6 to 2.14. Where one of them is
@@ -224,6 +240,9 @@ _PRODUCTS = {"AddmmBackward": "_saved_mat1", "MmBackward": "_saved_self"}
 #: What a weight goes through before its product: a transposition, autocast's change of type.
 _TURNS = ("TBackward", "PermuteBackward", "TransposeBackward")
 _CAST = "ToCopyBackward"
+
+#: Changes of shape that keep the order of the elements.
+_VIEWS = ("ViewBackward", "UnsafeViewBackward", "ReshapeAliasBackward")
 
 #: Operations that join a tensor without samples to one with samples.
 _BROADCASTS = ("AddBackward", "ExpandBackward", "MulBackward")

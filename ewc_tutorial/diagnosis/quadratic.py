@@ -1,0 +1,228 @@
+"""S as a diagnosis takes it: a number per weight, or Kronecker factors of some layers' blocks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+
+from ewc_tutorial.curvature.layers import Layer, layer_of
+from ewc_tutorial.diagnosis.report import Diagnosis, Finding, Tensors
+from ewc_tutorial.fisher import fisher_diagonal, fisher_factors
+from ewc_tutorial.precision import double
+
+#: Relative size of what is no rounding error in a factor: asymmetry, or a negative eigenvalue.
+ROUNDING = 1e-3
+
+
+@dataclass(frozen=True)
+class Pattern:
+    """A Fisher information as numbers that do not change when a factor c moves from A to G.
+
+    Of a block these are its partial traces, A tr G and G tr A.
+
+    Attributes:
+        entries: all of them, (P,), in float64 on the CPU.
+        diagonals: those on diagonals: of all weights without factors, and of each A tr G, G tr A.
+    """
+
+    entries: Tensor
+    diagonals: list[Tensor]
+
+    @property
+    def total(self) -> float:
+        return sum(part.sum().item() for part in self.diagonals)
+
+    def overlap(self, other: Pattern) -> float:
+        """Return the least overlap of the diagonals (Kirkpatrick et al. 2017)."""
+        pairs = zip(self.diagonals, other.diagonals, strict=True)
+        return min((_overlap(a, b) for a, b in pairs if a.any() and b.any()), default=1.0)
+
+
+@dataclass(frozen=True)
+class Form:
+    """Which weights have a number each, and which layers have factors.
+
+    Attributes:
+        names: of the weights with a number each.
+        layers: the blocks.
+    """
+
+    names: Sequence[str]
+    layers: Sequence[Layer] = ()
+
+    @property
+    def measure(self) -> Callable[..., dict[str, Tensor]]:
+        """What measures in this form, called as :func:`fisher_diagonal`."""
+        if not self.layers:
+            return fisher_diagonal
+
+        return partial(
+            fisher_factors,
+            layers={layer.weight: layer.bias for layer in self.layers},
+            transposed=[layer.weight for layer in self.layers if layer.transposed],
+        )
+
+    def pattern(self, fisher: Tensors) -> Pattern:
+        """Return the numbers of a measurement."""
+
+        def joined(parts: list[Tensor]) -> Tensor:
+            return torch.cat([torch.empty(0, dtype=torch.float64), *(p.flatten() for p in parts)])
+
+        As, Gs = [], []
+        for layer in self.layers:
+            A, G = (_plain(fisher[f"{layer.weight}:{kind}"]) for kind in "AG")
+            As.append(A * G.trace())
+            Gs.append(G * A.trace())
+        weights = joined([_plain(fisher[name]) for name in self.names])
+        diagonals = [M.diagonal() for M in (*As, *Gs)]
+        return Pattern(joined([weights, *As, *Gs]), [weights, *diagonals])
+
+
+@dataclass(frozen=True)
+class Quadratic:
+    """(θ − μ)ᵀ S (θ − μ).
+
+    Attributes:
+        diagonal: S of the weights with a number each.
+        blocks: A and G of the layers with factors.
+    """
+
+    diagonal: Tensors
+    blocks: Mapping[Layer, tuple[Tensor, Tensor]]
+
+    @property
+    def names(self) -> list[str]:
+        """The names of all weights."""
+        return [*self.diagonal, *(name for layer in self.blocks for name in layer.names)]
+
+    @property
+    def words(self) -> str:
+        """The penalty, as a formula."""
+        return "λ/2 Σ Δ ∘ (G Δ A), Δ = θ − θ*" if self.blocks else "λ/2 Σ F (θ − θ*)²"
+
+    @property
+    def form(self) -> Form:
+        return Form(list(self.diagonal), list(self.blocks))
+
+    def importance(self, shapes: Tensors) -> dict[str, Tensor]:
+        """Return the diagonal of S, each in the shape of the tensor of its name."""
+        found = dict(self.diagonal)
+        for layer, (A, G) in self.blocks.items():
+            found |= layer.parts(torch.outer(G.diagonal(), A.diagonal()), shapes)
+        return found
+
+    def over(self, weight: float) -> dict[str, Tensor]:
+        """Return S / weight as the tensors of a measurement."""
+        found = {name: F.detach() / weight for name, F in self.diagonal.items()}
+        for layer, (A, G) in self.blocks.items():
+            found |= {f"{layer.weight}:A": A.detach(), f"{layer.weight}:G": G.detach() / weight}
+        return found
+
+    def only(self, names: list[str]) -> Quadratic:
+        """Return the part of it whose weights are all among these."""
+        return replace(
+            self,
+            diagonal={name: F for name, F in self.diagonal.items() if name in names},
+            blocks={k: v for k, v in self.blocks.items() if set(k.names) <= set(names)},
+        )
+
+    def product(self, away: Tensors) -> dict[str, Tensor]:
+        """Return S times a displacement of the weights, in float64."""
+        found = {name: double(F) * double(away[name]) for name, F in self.diagonal.items()}
+        for layer, (A, G) in self.blocks.items():
+            matrix = double(layer.matrix({name: away[name] for name in layer.names}))
+            found |= layer.parts(double(G) @ matrix @ double(A), away)
+        return found
+
+    def largest(self) -> tuple[float, str]:
+        """Return the largest eigenvalue of S, and what to call it."""
+        top = max((F.max().item() for F in self.diagonal.values()), default=0.0)
+        words = "max F"
+        for layer, factors in self.blocks.items():
+            A, G = (torch.linalg.eigvalsh(double(factor))[-1].item() for factor in factors)
+            if top < A * G:
+                top = A * G
+                words = f"times the largest eigenvalue of S, that of {layer.weight!r},"
+        return top, words
+
+
+def quadratic_of(
+    report: Diagnosis, model: nn.Module, values: Tensors, fisher: Tensors
+) -> Quadratic:
+    """Return S, given its tensors by name: ``NAME``, or ``NAME:A`` and ``NAME:G``.
+
+    Factors that are none of that weight, or no second moments, are reported and left out.
+    """
+    weights = list(dict.fromkeys(n[:-2] for n in fisher if n.endswith((":A", ":G"))))
+    diagonal = {name: F for name, F in fisher.items() if not name.endswith((":A", ":G"))}
+    blocks = {}
+    if weights:
+        report.checked.append("factors")
+    for weight in weights:
+        A, G = fisher.get(f"{weight}:A"), fisher.get(f"{weight}:G")
+        if weight not in values:
+            diagonal[weight] = A if A is not None else G  # type: ignore[assignment]  # one is there
+            continue
+        layer = None if A is None else layer_of(model, weight, values, len(A))
+        if layer is None or [*map(_sides, (A, G))] != [(n, n) for n in layer.sides(values[weight])]:
+            report.findings.append(
+                Finding(
+                    "shape",
+                    f"the factors of {weight!r} have the shapes {_sides(A)} and {_sides(G)}, the "
+                    f"parameter {tuple(values[weight].shape)}",
+                    "A has a row for each input, and one for the bias, G has one for each output",
+                )
+            )
+            continue
+        assert A is not None  # they have these shapes
+        assert G is not None
+        faults = [fault for kind, M in (("A", A), ("G", G)) if (fault := _fault(kind, weight, M))]
+        report.findings += faults
+        if not faults:
+            blocks[layer] = (A, G)
+    inside = {name for layer in blocks for name in layer.names}
+    return Quadratic({n: F for n, F in diagonal.items() if n not in inside}, blocks)
+
+
+def _fault(kind: str, weight: str, M: Tensor) -> Finding | None:
+    """Return what makes a matrix no second moment."""
+    advice = f"{kind} is a mean of outer products {kind.lower()} {kind.lower()}ᵀ of single samples"
+    if not M.isfinite().all():
+        return Finding(
+            "not finite",
+            f"{kind} of {weight!r} has entries that are not finite",
+            "look for NaN in the data, or a division by zero",
+        )
+    M = double(M)
+    asymmetry = (M - M.T).norm().item() / max(M.norm().item(), 1e-300)
+    if asymmetry > ROUNDING:
+        return Finding(
+            "no second moment",
+            f"{kind} of {weight!r} is not symmetric ({kind} − {kind}ᵀ is {asymmetry:.2g} of it)",
+            advice,
+        )
+    values = torch.linalg.eigvalsh(M)
+    if values[0] < -ROUNDING * values.abs().max():
+        return Finding(
+            "no second moment",
+            f"{kind} of {weight!r} has the eigenvalue {values[0].item():.2g}, its largest being "
+            f"{values[-1].item():.2g}, so the penalty rewards leaving the anchor",
+            advice,
+        )
+    return None
+
+
+def _sides(M: Tensor | None) -> tuple[int, ...]:
+    return () if M is None else tuple(M.shape)
+
+
+def _plain(tensor: Tensor) -> Tensor:
+    return double(tensor.detach()).cpu()
+
+
+def _overlap(F: Tensor, G: Tensor) -> float:
+    return ((F / F.sum()).clamp(min=0).sqrt() @ (G / G.sum()).clamp(min=0).sqrt()).item()
