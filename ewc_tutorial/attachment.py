@@ -46,13 +46,16 @@ class Attachment:
         if ewc.needs_start:
             self._handles.append(optimizer.register_step_pre_hook(self._before_step))
 
+    def complete(self) -> None:
+        """Make the proximal step now for those steps that have had none, to evaluate or save."""
+        if self._waited:
+            self._proximal_step(self._steps())
+
     def remove(self) -> None:
-        """End it, with a proximal step for those steps that have had none."""
+        """Complete and end it."""
         for handle in self._handles:
             handle.remove()
-        if self._waited and self._handles:
-            self._proximal_step(self._steps())
-        self._handles = []
+        self.complete()
 
     def __enter__(self) -> Attachment:
         return self
@@ -73,8 +76,13 @@ class Attachment:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on where :meth:`state_dict` was called."""
         self._tasks, self._waited = state["tasks"], state["waited"]
-        self._rates, self._force = dict(state["rates"]), dict(state["force"])
-        self._start = state["start"]
+        self._rates, self._force = dict(state["rates"]), self._placed(state["force"])
+        self._start = state["start"] and self._placed(state["start"])
+
+    def _placed(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Return tensors where the parameters of their names are, which may be a GPU again."""
+        devices = {name: p.device for p, name in self._names.items()}
+        return {name: tensor.to(devices[name]) for name, tensor in tensors.items()}
 
     def _begin(self) -> None:
         self._tasks = self._ewc.n_tasks

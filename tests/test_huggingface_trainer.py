@@ -90,7 +90,8 @@ def arguments(folder, cls=TrainingArguments, **options):
 
 
 def trainer_of(model, ewc, folder, cls=InOrder, optimizer=torch.optim.SGD, data=NEW, **options):
-    more = {k: options.pop(k) for k in list(options) if k in ("ewc_update", "old_eval_dataset")}
+    own = ("ewc_update", "ewc_every", "old_eval_dataset")
+    more = {k: options.pop(k) for k in own if k in options}
     return cls(
         model,
         arguments(folder, **options),
@@ -196,7 +197,8 @@ def test_trainer_is_the_loop_written_by_hand(tmp_path, update, optimizer, accumu
         "per_device_train_batch_size": 8 // accumulation,
         "gradient_accumulation_steps": accumulation,
     }
-    trainer_of(model, ewc, tmp_path, optimizer=optimizer, ewc_update=update, **split).train()
+    options = {"optimizer": optimizer, "ewc_update": update, "ewc_every": 1}
+    trainer_of(model, ewc, tmp_path, **options, **split).train()
     by_hand(oracle, ewc, update, optimizer)
     assert_same_weights(model, oracle, 2e-4 if iterated else 1e-6)
 
@@ -370,12 +372,21 @@ def test_layers_of_gpt2_have_factors():
         ewc.grow_()
 
 
-@pytest.mark.parametrize("update", ["gradient", "proximal"])
-@pytest.mark.parametrize("curvature", ["diagonal", "kronecker"])
-def test_a_resumed_run_ends_where_an_uninterrupted_one_does(tmp_path, update, curvature):
+@pytest.mark.parametrize(
+    ("update", "curvature", "every"),
+    [
+        ("gradient", "diagonal", None),
+        ("gradient", "kronecker", None),
+        ("proximal", "diagonal", 1),
+        ("proximal", "diagonal", 4),
+        ("proximal", "kronecker", None),
+    ],
+)
+def test_a_resumed_run_ends_where_an_uninterrupted_one_does(tmp_path, update, curvature, every):
     options = {
         "cls": EWCTrainer,  # shuffled
         "ewc_update": update,
+        "ewc_every": every,
         "num_train_epochs": 2,
         "save_strategy": "steps",
         "save_steps": 2,
@@ -386,13 +397,26 @@ def test_a_resumed_run_ends_where_an_uninterrupted_one_does(tmp_path, update, cu
     trainer_of(model, ewc, tmp_path, **options).train()
 
     fresh = gpt2(seed=5, dropout=0.1)
-    empty = EWC(
-        fresh, lam=77.0, curvature=curvature
-    )  # as a new process has it: nothing consolidated
+    # As a new process has it: nothing consolidated.
+    empty = EWC(fresh, lam=77.0, curvature=curvature)
     resumed = trainer_of(fresh, empty, tmp_path, **options)
     resumed.train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
     assert (empty.n_tasks, empty.lam) == (1, 2.0)
     assert_same_weights(fresh, model, 1e-7)
+
+
+def test_what_is_saved_has_had_its_proximal_step(tmp_path):
+    """At a λ that forbids all movement the saved weights are the anchor, whatever the period."""
+    model = gpt2()
+    ewc = protected(model, lam=1e12)
+    saving = {"save_strategy": "steps", "save_steps": 2, "ewc_update": "proximal", "ewc_every": 9}
+    trainer_of(model, ewc, tmp_path, **saving).train()
+    saved = type(model).from_pretrained(tmp_path / "checkpoint-2")
+    for other in (saved, model):
+        for name, p in other.named_parameters():
+            held = ewc.importance[name] > 1e-6
+            torch.testing.assert_close(p[held], ewc.anchor[name][held], rtol=0, atol=1e-4)
+    assert (tmp_path / "checkpoint-2" / "ewc_attached.pt").exists()
 
 
 def test_resuming_the_last_checkpoint_and_a_saved_model(tmp_path):

@@ -23,6 +23,8 @@ from ewc_tutorial.files import replacing
 
 #: The file in a checkpoint that holds what was consolidated.
 EWC_FILE = "ewc.pt"
+#: What :meth:`EWC.attach <ewc_tutorial.EWC.attach>` knows between two of its steps, likewise.
+ATTACHED_FILE = "ewc_attached.pt"
 #: How the penalty enters a step: as a gradient before it, or as a proximal step after it.
 UPDATES = ("gradient", "proximal")
 
@@ -52,6 +54,8 @@ class EWCTrainerMixin(_Trainer):
             loss plus penalty is least, with any optimizer; λ then means what Bayes' rule says.
             ``proximal`` is :meth:`EWC.attach <ewc_tutorial.EWC.attach>`: training ends at the same
             place and is stable at every λ.
+        ewc_every: optimizer steps for each proximal step, as for ``attach``; one more comes before
+            each evaluation and checkpoint.
 
     Raises:
         ValueError: ``ewc`` belongs to another model, or ``ewc_update`` is unknown.
@@ -64,6 +68,7 @@ class EWCTrainerMixin(_Trainer):
         ewc: EWC | None = None,
         old_eval_dataset: Any = None,
         ewc_update: str = "gradient",
+        ewc_every: int | None = None,
         **kwargs: Any,
     ) -> None:
         if ewc_update not in UPDATES:
@@ -72,8 +77,10 @@ class EWCTrainerMixin(_Trainer):
         self.ewc = ewc
         self.old_eval_dataset = old_eval_dataset
         self.ewc_update = ewc_update
+        self.ewc_every = ewc_every
         self._old_prefix: str | None = None
         self._attached: Attachment | None = None
+        self._resumed: dict[str, Any] | None = None
         if ewc is None:
             return
         if ewc.model is not self.model:
@@ -94,18 +101,24 @@ class EWCTrainerMixin(_Trainer):
             folder = get_last_checkpoint(self.args.output_dir) if given is True else given
             if folder is not None:
                 _restore(self.ewc, Path(folder) / EWC_FILE)
+                if (attached := Path(folder) / ATTACHED_FILE).exists():
+                    self._resumed = torch.load(attached, map_location="cpu", weights_only=True)
         try:
             return super().train(resume_from_checkpoint, *args, **kwargs)
         finally:
             if self._attached is not None:
                 self._attached.remove()
+            self._attached = self._resumed = None
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         super().save_model(output_dir, _internal_call)
         if self.ewc is not None and self.args.should_save:
-            path = Path(output_dir or self.args.output_dir) / EWC_FILE
-            with replacing(path) as file:
+            folder = Path(output_dir or self.args.output_dir)
+            with replacing(folder / EWC_FILE) as file:
                 torch.save(self.ewc.state_dict(), file)
+            if self._attached is not None:
+                with replacing(folder / ATTACHED_FILE) as file:
+                    torch.save(self._attached.state_dict(), file)
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
         if self.ewc is not None and "loss" in logs:
@@ -167,7 +180,17 @@ class _AtEachStep(TrainerCallback):
 
     def on_train_begin(self, *args: Any, **kwargs: Any) -> None:
         if self._trainer.ewc_update == "proximal":
-            self._trainer._attached = self._ewc.attach(self._trainer.optimizer)
+            attached = self._ewc.attach(self._trainer.optimizer, self._trainer.ewc_every)
+            if self._trainer._resumed is not None:
+                attached.load_state_dict(self._trainer._resumed)
+            self._trainer._attached = attached
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        stops = control.should_evaluate or control.should_save or control.should_training_stop
+        if stops and self._trainer._attached is not None:
+            self._trainer._attached.complete()
+
+    on_epoch_end = on_step_end
 
     def on_pre_optimizer_step(self, *args: Any, **kwargs: Any) -> None:
         if self._trainer.ewc_update == "gradient":
