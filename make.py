@@ -110,7 +110,10 @@ COMMANDS: Dict[str, Command] = {
     "bench-fisher": Command(
         "Measure the Fisher engine beside the alternatives",
         "test",
-        lambda options: [["benchmarks.bench_fisher"], ["benchmarks.bench_fisher_sizes"]],
+        lambda options: [
+            [f"benchmarks.{name}"]
+            for name in ("bench_fisher", "bench_fisher_sizes", "bench_factors")
+        ],
     ),
     "bench-step": Command(
         "Measure a training step with EWC beside a plain one",
