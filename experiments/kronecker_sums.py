@@ -68,6 +68,8 @@ WAYS = {
 }
 METHODS = [f"{way}-{kind}" for way, kinds in WAYS.items() for kind in kinds]
 SEARCH_SEEDS, REPORT_SEEDS = (100, 101), (0, 1, 2, 3, 4)
+#: Of a proximal step of pairs: each costs two products of small matrices for each of the tasks.
+CG_ITERATIONS = 3
 LR, LAMS = 0.2, (30.0, 100.0, 300.0, 1000.0, 3000.0)
 BUDGET = {"lr": LR, "epochs": PROTOCOL.epochs, "batch_size": PROTOCOL.batch_size}
 
@@ -147,9 +149,9 @@ def with_products(F: Tensors) -> dict[str, Tensor]:
 def make(method: str) -> Curvature:
     """Return the curvature of one of :data:`METHODS`."""
     way, eigenvalues = method.split("-")
-    if way == "reprojected" and eigenvalues == "product":
-        return Reprojected()
-    return (Pairs if way == "pairs" else Kronecker)(eigenvalues=eigenvalues)
+    if way == "pairs":
+        return Pairs(eigenvalues=eigenvalues, iterations=CG_ITERATIONS)
+    return Reprojected() if method == "reprojected-product" else Kronecker(eigenvalues=eigenvalues)
 
 
 def run(way: str, eigenvalues: str, tasks: int, lam: float, seed: int) -> dict[str, Any]:
@@ -163,7 +165,7 @@ def run(way: str, eigenvalues: str, tasks: int, lam: float, seed: int) -> dict[s
                     **BUDGET)  # fmt: skip
     last = history.accuracy[-1]
     return dict(zip(KEY, (way, eigenvalues, tasks, lam, seed), strict=True)) | {
-        "cg": curvature.iterations if way == "pairs" else None,
+        "cg": CG_ITERATIONS if way == "pairs" else None,
         "average_accuracy": round(last.mean(), 4),
         "seconds": round(time.process_time() - start, 1),
         "R": " ".join(f"{value:.3f}" for value in last),
@@ -216,6 +218,13 @@ def forms(tasks: int, seed: int, lam: float = 300.0) -> list[dict[str, Any]]:
     g = torch.Generator().manual_seed(seed)
     noise = [{n: w + 0.01 * torch.randn(w.shape, generator=g) for n, w in last.items()}
              for _ in range(20)]  # fmt: skip
+    costs = {
+        method: {
+            "megabytes": round(megabytes(ewc), 2),
+            "step_ms": round(milliseconds(ewc, lam), 2),
+        }
+        for method, ewc in ewcs.items()
+    }
     rows = []
     for directions, places in {"path": path, "random": noise}.items():
         truth, found = [], {method: [] for method in METHODS}
@@ -239,9 +248,8 @@ def forms(tasks: int, seed: int, lam: float = 300.0) -> list[dict[str, Any]]:
                     "over_pairs": round(sum(values) / sum(found[f"pairs-{eigenvalues}"]), 4),
                     "over_true": round(sum(values) / sum(truth), 4),
                     "spread": round((ratios.std() / ratios.mean()).item(), 4),
-                    "megabytes": round(megabytes(ewcs[method]), 2),
-                    "step_ms": round(milliseconds(ewcs[method], lam), 2),
                 }
+                | costs[method]
             )
     return rows
 
@@ -275,35 +283,34 @@ def milliseconds(ewc: EWC, lam: float) -> float:
 # --- the tables ---------------------------------------------------------------------------------
 
 
+def best() -> pd.Series:
+    """Return each method's λ, by number of tasks, sum and eigenvalues."""
+    rows = pd.read_csv(ROWS)
+    search = rows[rows.seed.isin(SEARCH_SEEDS)]
+    means = search.groupby([*KEY[:4]]).average_accuracy.mean().rename("mean").reset_index()
+    return means.loc[means.groupby(KEY[:3])["mean"].idxmax()].set_index(KEY[:3]).lam
+
+
 def show() -> None:
     """Print each method at its own λ on the report seeds, and the means of the forms."""
     if ROWS.exists():
         rows = pd.read_csv(ROWS)
-        keys, accuracy = ["tasks", "sum", "eigenvalues"], "average_accuracy"
-        search = rows[rows.seed.isin(SEARCH_SEEDS)].groupby([*keys, "lam"])[accuracy].mean()
-        print(search.unstack().round(4))
-        best = search.groupby(keys).idxmax().map(lambda found: found[-1]).rename("lam")
-        report = rows[rows.seed.isin(REPORT_SEEDS)].merge(best.reset_index(), on=[*keys, "lam"])
-        print(
-            report.groupby([*keys, "lam"])
-            .agg({accuracy: ["mean", "sem", "count"], "seconds": "mean"})
-            .round(4)
-        )
+        search = rows[rows.seed.isin(SEARCH_SEEDS)]
+        print(search.pivot_table("average_accuracy", KEY[:3], "lam").round(4).to_string())
+        report = rows[rows.seed.isin(REPORT_SEEDS)].merge(best().reset_index(), on=KEY[:4])
+        found = {"average_accuracy": ["mean", "sem", "count"], "seconds": "mean"}
+        print(report.groupby(["tasks", "sum", "eigenvalues", "lam"]).agg(found).round(4))
     if FORMS.exists():
-        means = (
-            pd.read_csv(FORMS)
-            .drop(columns="seed")
-            .groupby(["tasks", "directions", "sum", "eigenvalues"])
-        )
-        print(means.mean().round(3).to_string())
+        keys = ["tasks", "directions", "sum", "eigenvalues"]
+        print(pd.read_csv(FORMS).drop(columns="seed").groupby(keys).mean().round(3).to_string())
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--tasks", type=int, nargs="+", default=[3, 10])
-    parser.add_argument("--lam", type=float, nargs="+", default=[*LAMS])
-    parser.add_argument("--seeds", type=int, nargs="+", default=[*SEARCH_SEEDS, *REPORT_SEEDS])
     parser.add_argument("--methods", nargs="+", default=[*METHODS], choices=METHODS)
+    parser.add_argument("--lam", type=float, nargs="+", default=[*LAMS], help="of the search")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[*REPORT_SEEDS], help="to report")
     parser.add_argument("--workers", type=int, default=1)
     parser.add_argument("--forms", action="store_true", help="only the quadratic forms")
     parser.add_argument("--show", action="store_true", help="run nothing")
@@ -316,13 +323,13 @@ def main() -> None:
             if job not in done:
                 stored_rows.append(FORMS, forms(*job), FORMS_COLUMNS)
     elif not arguments.show:
-        wanted = [
-            (*method.split("-"), tasks, lam, seed)
-            for tasks, method, lam, seed in product(
-                arguments.tasks, arguments.methods, arguments.lam, arguments.seeds
-            )
-        ]
-        stored_rows.run_missing(ROWS, run, wanted, KEY, COLUMNS, arguments.workers)
+        methods = [tuple(method.split("-")) for method in arguments.methods]
+        kinds = [(*method, tasks) for tasks, method in product(arguments.tasks, methods)]
+        search = [(*k, *rest) for k, *rest in product(kinds, arguments.lam, SEARCH_SEEDS)]
+        stored_rows.run_missing(ROWS, run, search, KEY, COLUMNS, arguments.workers)
+        lams = best()
+        report = [(*kind, lams[kind], seed) for kind, seed in product(kinds, arguments.seeds)]
+        stored_rows.run_missing(ROWS, run, report, KEY, COLUMNS, arguments.workers)
     show()
 
 

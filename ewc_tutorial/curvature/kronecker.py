@@ -97,6 +97,10 @@ class Kronecker(Curvature):
         self.reset()
 
     @property
+    def kind(self) -> dict[str, str]:
+        return {"eigenvalues": self.eigenvalues}
+
+    @property
     def importance(self) -> dict[str, Tensor]:
         found = self._rest.importance
         anchors = self.anchor
@@ -221,6 +225,7 @@ class Kronecker(Curvature):
 
     def state(self) -> dict[str, Any]:
         return self._rest.state() | {
+            "eigenvalues": self.eigenvalues,
             "weight_by_layer": dict(self._total),
             "strength_by_layer": dict(self._strength),
         }

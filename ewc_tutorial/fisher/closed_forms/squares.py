@@ -67,10 +67,8 @@ def squares_by_closed_forms(
         sums = {name: torch.zeros_like(wide(parameters[name].detach())) for name in diagonal}
         for name, reducer, _ in reducers:
             if name in bases:
-                U_A, U_G = bases[name]
-                sums |= (
-                    {f"{name}:E": reducer.result().reshape(len(U_G), len(U_A))} if seeded else {}
-                )
+                shape = [len(U) for U in reversed(bases[name])]
+                sums |= {f"{name}:E": reducer.result().reshape(shape)} if seeded else {}
             elif name in layers:
                 A, G = reducer.result()
                 sums |= {f"{name}:A": A} | ({f"{name}:G": G} if seeded else {})
