@@ -406,8 +406,8 @@ class EWC(nn.Module):
     def _other_kind(self, state: Mapping[str, Any] | None) -> str | None:
         """Say in which way a state is of another kind of EWC than this one."""
         kind = {"curvature": self.curvature, "rule": self.rule} | self._kept.kind
-        for name, mine in kind.items() if state is not None else ():
-            if (other := state.get(name)) != mine:
+        for name, mine in kind.items():
+            if state is not None and (other := state.get(name)) != mine:
                 return (
                     f"state_dict was consolidated with {name}={other!r}: load it into an EWC of "
                     f"that kind, not into one with {name}={mine!r}."

@@ -21,8 +21,7 @@ the seeds 100 and 101 for each method and number of tasks; the seeds 0 to 4 chos
 finished run is appended to its table, so that it can be interrupted and extended.
 
 Columns of ``kronecker_sums``: ``average_accuracy`` on all tasks at the end, ``R`` the last row of
-the accuracy matrix, ``seconds`` of one core,
-``cg`` the most iterations of a proximal step of pairs.
+the accuracy matrix, ``cg`` the most iterations of a proximal step of pairs.
 
 Columns of ``kronecker_forms``, of the quadratic form Δᵀ(Σ_t F_t)Δ after so many tasks, Δ being the
 way from the last optimum along 20 steps of learning the next task (``path``), or random: each form
@@ -58,7 +57,7 @@ from experiments import stored_rows
 
 ROWS, FORMS = tables.path("kronecker_sums"), tables.path("kronecker_forms")
 KEY = ["sum", "eigenvalues", "tasks", "lam", "seed"]
-COLUMNS = [*KEY, "cg", "average_accuracy", "seconds", "R"]
+COLUMNS = [*KEY, "cg", "average_accuracy", "R"]
 FORMS_KEY = ["tasks", "seed", "sum", "eigenvalues", "directions"]
 FORMS_COLUMNS = [*FORMS_KEY, "over_pairs", "over_true", "spread", "megabytes", "step_ms"]
 WAYS = {
@@ -160,14 +159,12 @@ def run(way: str, eigenvalues: str, tasks: int, lam: float, seed: int) -> dict[s
     data = permuted_tasks(tasks, seed=seed)
     model = mlp(64, PROTOCOL.hidden, 10, seed=seed)
     curvature = make(f"{way}-{eigenvalues}")
-    start = time.process_time()
     history = learn(model, data, EWC(model, lam, curvature=curvature), evaluations=1, seed=seed,
                     **BUDGET)  # fmt: skip
     last = history.accuracy[-1]
     return dict(zip(KEY, (way, eigenvalues, tasks, lam, seed), strict=True)) | {
         "cg": CG_ITERATIONS if way == "pairs" else None,
         "average_accuracy": round(last.mean(), 4),
-        "seconds": round(time.process_time() - start, 1),
         "R": " ".join(f"{value:.3f}" for value in last),
     }
 
@@ -298,7 +295,7 @@ def show() -> None:
         search = rows[rows.seed.isin(SEARCH_SEEDS)]
         print(search.pivot_table("average_accuracy", KEY[:3], "lam").round(4).to_string())
         report = rows[rows.seed.isin(REPORT_SEEDS)].merge(best().reset_index(), on=KEY[:4])
-        found = {"average_accuracy": ["mean", "sem", "count"], "seconds": "mean"}
+        found = {"average_accuracy": ["mean", "sem", "count"]}
         print(report.groupby(["tasks", "sum", "eigenvalues", "lam"]).agg(found).round(4))
     if FORMS.exists():
         keys = ["tasks", "directions", "sum", "eigenvalues"]

@@ -9,6 +9,7 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 from fisher_oracle import assert_fisher_close
+from kronecker_oracle import eigenblock
 
 from ewc_tutorial.course.models import mlp
 from ewc_tutorial.fisher import fisher_diagonal, fisher_factors
@@ -27,6 +28,10 @@ def data():
     return torch.randn(23, 6, generator=g), torch.randint(4, (23,), generator=g)
 
 
+def block_of(found, weight):
+    return eigenblock(*(found[f"{weight}:{kind}"] for kind in ("UA", "UG", "E")), bias=False)
+
+
 def run_process(rank, folder):
     torch.set_num_threads(1)
     dist.init_process_group(
@@ -40,6 +45,7 @@ def run_process(rank, folder):
         "one has nothing": fisher_diagonal(model, nothing if rank else (x, y)),
         "alone": fisher_diagonal(model, share, distributed=False),
         "factors": fisher_factors(model, share, LAYERS),
+        "exact factors": fisher_factors(model, share, LAYERS, eigenvalues="exact"),
         "wrapped": fisher_diagonal(torch.nn.parallel.DistributedDataParallel(model), share),
     }
     with pytest.raises(ValueError, match="empty"):
@@ -65,5 +71,13 @@ def test_two_processes(tmp_path):
         assert_fisher_close(results["alone"], expected(part=part))
         factors = fisher_factors(model, (x, y), LAYERS)
         assert_fisher_close(results["factors"], {n: v.double() for n, v in factors.items()})
+        exact = fisher_factors(model, (x, y), LAYERS, eigenvalues="exact")
+        for weight in LAYERS:
+            # Other rounding may turn a vector around, which no square and no product shows.
+            assert_fisher_close(
+                {"S": block_of(results["exact factors"], weight)},
+                {"S": block_of(exact, weight)},
+                1e-5,
+            )
         wrapped = {name.removeprefix("module."): v for name, v in results["wrapped"].items()}
         assert_fisher_close(wrapped, expected())

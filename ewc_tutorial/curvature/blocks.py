@@ -126,14 +126,11 @@ class EigenBlock(Block):
         E = checked(F, self._name("E"), old_E.shape).to(old_E)
         if (E < 0).any():
             raise ValueError(f"fisher[{self._name('E')!r}] must be finite and not negative.")
-        here = tuple(
-            checked(F, self._name(kind), U.shape).to(U)
-            for kind, U in zip(("UA", "UG"), old, strict=True)
-        )
+        here = self._checked_basis(F, "UA", old[0]), self._checked_basis(F, "UG", old[1])
         means = super().merged(F, share)
         if share == 1:
             return [*means, *here, E]
-        basis = tuple(eigenvectors(mean)[1] for mean in means)
+        basis = eigenvectors(means[0])[1], eigenvectors(means[1])[1]
         E = share * reprojected(E, here, basis) + (1 - share) * reprojected(old_E, old, basis)
         return [*means, *basis, E]
 
@@ -144,6 +141,15 @@ class EigenBlock(Block):
     def diagonal(self) -> Tensor:
         U_A, U_G, E = self._eigenbasis()
         return U_G.square() @ E @ U_A.square().T
+
+    def _checked_basis(self, F: Tensors, kind: str, old: Tensor) -> Tensor:
+        U = checked(F, self._name(kind), old.shape).to(old)
+        gram = U.T @ U
+        if not torch.allclose(gram, U.any(0).to(U).diag(), rtol=0, atol=1e-3):
+            raise ValueError(
+                f"fisher[{self._name(kind)!r}] must have columns that are orthonormal, or zero."
+            )
+        return U
 
     def _eigenbasis(self) -> list[Tensor]:
         tensors = self.tensors[2:]

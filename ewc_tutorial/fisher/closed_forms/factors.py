@@ -69,9 +69,9 @@ def rotated(parts: list[Product], with_bias: bool, basis: Basis) -> list[Product
     U_A, U_G = basis
 
     def left(part: Product) -> Callable[[Tensor], Tensor]:
-        return lambda gradient: U_G.mT @ part.left(gradient)
+        return lambda gradient: _turned(part.left(gradient), U_G)
 
-    return [Product(U_A.mT @ wide(_inputs(part, with_bias)), left(part)) for part in parts]
+    return [Product(_turned(wide(_inputs(part, with_bias)), U_A), left(part)) for part in parts]
 
 
 def eigenvectors(factor: Tensor) -> tuple[Tensor, Tensor]:
@@ -89,6 +89,11 @@ def _inputs(part: Product, with_bias: bool) -> Tensor:
     """Return a of a part, (B, 1, I, T)."""
     a = part.right
     return torch.cat([a, torch.ones_like(a[:, :, :1])], dim=2) if with_bias else a
+
+
+def _turned(columns: Tensor, basis: Tensor) -> Tensor:
+    """Return basisᵀ columns, of (..., D, T), in one product of matrices."""
+    return (columns.mT @ basis).mT
 
 
 def _columns(factor: Tensor) -> Tensor:

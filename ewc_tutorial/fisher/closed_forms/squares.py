@@ -67,8 +67,9 @@ def squares_by_closed_forms(
         sums = {name: torch.zeros_like(wide(parameters[name].detach())) for name in diagonal}
         for name, reducer, _ in reducers:
             if name in bases:
-                shape = [len(U) for U in reversed(bases[name])]
-                sums |= {f"{name}:E": reducer.result().reshape(shape)} if seeded else {}
+                if seeded:
+                    shape = [len(U) for U in reversed(bases[name])]
+                    sums[f"{name}:E"] = reducer.result().reshape(shape)  # type: ignore[attr-defined]
             elif name in layers:
                 A, G = reducer.result()
                 sums |= {f"{name}:A": A} | ({f"{name}:G": G} if seeded else {})
