@@ -180,12 +180,12 @@ class EWC(nn.Module):
             data, estimator, options: as for :func:`~ewc_tutorial.fisher.fisher_diagonal`, or as for
                 ``fisher``.
             fisher: what measures, called as ``fisher(model, data, estimator, **options)``; for
-                ``kronecker`` with ``layers`` as well, as
+                ``kronecker`` with ``layers``, and perhaps ``eigenvalues``, as well, as
                 :func:`~ewc_tutorial.fisher.fisher_factors` takes them.
 
         Returns:
             Tensors as :meth:`shapes` says: with a diagonal, per name of :meth:`values` one of its
-            shape; for ``kronecker`` also ``"NAME:A"`` and ``"NAME:G"``.
+            shape; for ``kronecker`` what :func:`~ewc_tutorial.fisher.fisher_factors` returns.
         """
         with only_trainable(self._model, self.names):
             return self._kept.measure(self._model, data, estimator, fisher, options)

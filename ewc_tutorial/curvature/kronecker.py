@@ -6,7 +6,9 @@ layer's inputs and G (O × O) that of the gradients by its outputs. For Δ = W �
 
     (λ/2) vec(Δ)ᵀ (G ⊗ A) vec(Δ) = (λ/2) Σ Δ ∘ (G Δ A),
 
-which sees what the diagonal does not: that weights act together.
+which sees what the diagonal does not: that weights act together. In the eigenvectors of G and A it
+is diagonal, with the products of their eigenvalues; the diagonal that the block has there is
+another one, and can be kept instead (George et al. 2018).
 
 A sum over tasks of Kronecker products is none. As Ritter, Botev and Barber (2018) do, the factors
 are summed instead, here divided so that the scale stays right:
@@ -14,6 +16,7 @@ are summed instead, here divided so that the scale stays right:
     Σ_t w_t G_t ⊗ A_t  ≈  W Ḡ ⊗ Ā,   W = Σ w_t,   Ḡ = Σ w_t G_t / W,   Ā = Σ w_t A_t / W,
 
 around the last optimum. It is exact for one task, and for any number of them that share A or G.
+Exact eigenvalues are carried from the basis of one task's means to that of the next.
 """
 
 from __future__ import annotations
@@ -135,7 +138,8 @@ class Kronecker(Curvature):
     ) -> dict[str, Tensor]:
         """Return A and G of the layers, and the diagonal of the rest; see :func:`fisher_factors`.
 
-        A ``fisher`` of another kind is called with a further argument ``layers``, as there.
+        A ``fisher`` of another kind is called with further arguments ``layers`` and, for exact
+        ones, ``eigenvalues``, as there.
         """
         layers = {block.layer.weight: block.layer.bias for block in self._blocks}
         if self.eigenvalues == "exact":

@@ -53,6 +53,7 @@ def sequence_fisher(
     generator: torch.Generator | int | None = None,
     progress: bool = False,
     layers: Mapping[str, str | None] | None = None,
+    eigenvalues: str = "product",
 ) -> dict[str, Tensor]:
     """Return the diagonal Fisher information, the mean over *sequences* of the squared score.
 
@@ -84,6 +85,7 @@ def sequence_fisher(
         generator: draws the subset and the labels; a number seeds a new one, None means 0.
         progress: show a progress bar if it takes longer than about a second.
         layers: weights, with their biases, whose Kronecker factors are wanted instead.
+        eigenvalues: of these, as for :func:`~ewc_tutorial.fisher.fisher_factors`.
 
     Returns:
         One tensor per trainable parameter, as :func:`~ewc_tutorial.fisher_diagonal` does; with
@@ -108,8 +110,8 @@ def sequence_fisher(
     inside = {
         f"model.{weight}": bias and f"model.{bias}" for weight, bias in (layers or {}).items()
     }
-    measure = partial(fisher_factors, layers=inside) if inside else fisher_diagonal
-    fisher = measure(
+    factors = partial(fisher_factors, layers=inside, eigenvalues=eigenvalues)
+    fisher = (factors if inside else fisher_diagonal)(
         logits,
         Stream(batches, n_samples, logits.read),
         estimator=estimator,
