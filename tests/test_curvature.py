@@ -13,10 +13,12 @@ from torch import nn, optim
 from ewc_tutorial import diagnose
 from ewc_tutorial.course.models import mlp
 from ewc_tutorial.curvature import Kronecker
+from ewc_tutorial.curvature.blocks import EigenBlock
 from ewc_tutorial.curvature.subproblem import solve
 from ewc_tutorial.ewc import EWC, L2
 from ewc_tutorial.fisher import fisher_diagonal
 from ewc_tutorial.unlearning import TaskMemory
+from experiments.kronecker_sums import Pairs
 
 #: Both kinds of eigenvalues.
 BOTH = pytest.mark.parametrize("eigenvalues", ["product", "exact"])
@@ -223,6 +225,36 @@ def test_exact_eigenvalues_are_carried_into_the_basis_of_the_summed_factors(rule
         _, V = torch.linalg.eigh(block(means["A"], means["G"], True))
         S = V @ (V.T @ S @ V).diagonal().diag() @ V.T
     torch.testing.assert_close(dense(ewc), S / (total if rule == "average" else 1.0))
+
+
+@BOTH
+def test_the_experiment_s_pairs_are_the_exact_sum(eigenvalues):
+    """A curvature of its own, in one file: the sum over tasks written out, and its step solved."""
+    model, S = network(), 0.0
+    ewc = EWC(model, lam=2.0, curvature=Pairs(eigenvalues=eigenvalues))
+    for task in range(3):
+        F, weight = random_factors(ewc.shapes(), seed=task), 1.0 + task
+        move(model, seed=task)
+        ewc.merge(F, weight)
+        blocks = []
+        for layer in ("0.weight", "2.weight"):
+            A, G, *eigen = (F[f"{layer}:{k}"] for k in EigenBlock.kinds if f"{layer}:{k}" in F)
+            blocks.append(eigenblock(*eigen, bias=True) if eigen else block(A, G, bias=True))
+        S = S + weight * torch.block_diag(*blocks)
+    restored = EWC(copy.deepcopy(model), curvature=Pairs(eigenvalues=eigenvalues))
+    restored.load_state_dict(ewc.state_dict())
+    for each in (ewc, restored):
+        mu = flat(each.model.parameters())
+        move(each.model, seed=9)
+        away = flat(each.model.parameters()) - mu
+        assert each.penalty().item() == pytest.approx((away @ S @ away).item(), rel=1e-10)
+        torch.testing.assert_close(flat(each.importance.values()), S.diagonal())
+        each.add_gradient_()
+        torch.testing.assert_close(flat(p.grad for p in each.model.parameters()), 2 * S @ away)
+        each.proximal_step_(0.3)
+        expected = torch.linalg.solve(torch.eye(len(S)).double() + 0.6 * S, away)
+        moved = flat(each.model.parameters()) - mu
+        torch.testing.assert_close(moved, expected, rtol=1e-6, atol=1e-7)
 
 
 def test_of_tasks_in_one_basis_the_sum_of_exact_eigenvalues_is_exact():

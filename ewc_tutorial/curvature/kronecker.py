@@ -57,8 +57,10 @@ class Kronecker(Curvature):
             power of the side: about a second for a thousand, minutes for 4096.
         diagonal: shell patterns of parameter names to leave to the diagonal as well.
         iterations: of conjugate gradients at most in a proximal step that has no closed form, as
-            with Adam. Each costs half of what the closed form does; what training ends at does not
-            depend on how many there are.
+            with Adam. Each costs half of what the closed form does, or as much with exact
+            eigenvalues; what training ends at does not depend on how many there are.
+        eigenvalues: ``product``, those of G ⊗ A; or ``exact``, the diagonal of the block itself in
+            the eigenvectors of G ⊗ A (EKFAC), measured in a second pass over the data.
     """
 
     name = "kronecker"

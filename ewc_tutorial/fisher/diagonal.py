@@ -251,7 +251,7 @@ def _fisher(
                 for side in "AG"
             }
             if distributed:
-                _share(bases)
+                _same_everywhere(bases)
             engine.bases = {n: (bases[f"{n}:UA"], bases[f"{n}:UG"]) for n in engine.layers}
             generator.set_state(before_draws)
             found |= bases | one_pass()
@@ -420,7 +420,7 @@ def _several_processes() -> bool:
     return torch.distributed.is_available() and torch.distributed.is_initialized()
 
 
-def _share(bases: dict[str, Tensor]) -> None:
+def _same_everywhere(bases: dict[str, Tensor]) -> None:
     """Make the eigenvectors of the first process those of all: others may turn out otherwise."""
     if _several_processes():
         for vectors in bases.values():
