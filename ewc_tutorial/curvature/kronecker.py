@@ -15,7 +15,9 @@ are summed instead, here divided so that the scale stays right:
 
     Σ_t w_t G_t ⊗ A_t  ≈  W Ḡ ⊗ Ā,   W = Σ w_t,   Ḡ = Σ w_t G_t / W,   Ā = Σ w_t A_t / W,
 
-around the last optimum. It is exact for one task, and for any number of them that share A or G.
+around the last optimum. It is exact for one task, and for any number of them that share A or G; of
+three permuted digit tasks it is within 3 % of the exact sum along the way to the fourth, as is what
+re-projection leaves (``experiments/kronecker_sums.py``, which also has the exact sum as a curvature).
 Exact eigenvalues are carried from the basis of one task's means to that of the next.
 """
 
@@ -60,7 +62,11 @@ class Kronecker(Curvature):
             with Adam. Each costs half of what the closed form does, or as much with exact
             eigenvalues; what training ends at does not depend on how many there are.
         eigenvalues: ``product``, those of G ⊗ A; or ``exact``, the diagonal of the block itself in
-            the eigenvectors of G ⊗ A (EKFAC), measured in a second pass over the data.
+            the eigenvectors of G ⊗ A (EKFAC), measured in a second pass over the data. The exact
+            form is nearer to the true one, 0.75 of it where products have 0.65, along the way to
+            the fourth permuted digit task, and takes a smaller λ; but at each one's own λ the
+            accuracies after three tasks and after ten agree within 0.002, hence the default
+            (``experiments/kronecker_sums.py``).
     """
 
     name = "kronecker"
