@@ -41,6 +41,8 @@ class Attachment:
         self._optimizer = optimizer
         self._names: dict[Tensor, str] = {p: name for name, p in ewc.model.named_parameters()}
         self._start: dict[str, Tensor] | None = None
+        self._rates: dict[str, float]
+        self._force: dict[str, Tensor]
         self._begin()
         self._handles = [optimizer.register_step_post_hook(self._after_step)]
         if ewc.needs_start:
@@ -87,8 +89,7 @@ class Attachment:
     def _begin(self) -> None:
         self._tasks = self._ewc.n_tasks
         self._waited = 0
-        self._rates: dict[str, float] = {}
-        self._force: dict[str, Tensor] = {}
+        self._rates, self._force = {}, {}
 
     @property
     def _idle(self) -> bool:
@@ -129,7 +130,7 @@ class Attachment:
             n: self._rates[n] / step.scale for n, (_, step) in steps.items() if self._rates[n]
         }
         scales = {name: step.scale for name, (_, step) in steps.items()}
-        protected = [name for name in self._ewc.names if name in shares]
+        protected = [name for name in self._ewc.weights() if name in shares]
         for name in protected:
             if name in self._force:
                 steps[name][0].add_(self._force[name] * shares[name])

@@ -185,12 +185,12 @@ class EWC(nn.Module):
             data, estimator, options: as for :func:`~ewc_tutorial.fisher.fisher_diagonal`, or as for
                 ``fisher``.
             fisher: what measures, called as ``fisher(model, data, estimator, **options)``; for
-                ``kronecker`` with ``layers`` as well, as
+                ``kronecker`` with ``layers``, and perhaps ``eigenvalues``, as well, as
                 :func:`~ewc_tutorial.fisher.fisher_factors` takes them.
 
         Returns:
             Tensors as :meth:`shapes` says: with a diagonal, per name of :meth:`values` one of its
-            shape; for ``kronecker`` also ``"NAME:A"`` and ``"NAME:G"``.
+            shape; for ``kronecker`` what :func:`~ewc_tutorial.fisher.fisher_factors` returns.
         """
         with only_trainable(self._model, self.names):
             return self._kept.measure(self._model, data, estimator, fisher, options)
@@ -412,9 +412,9 @@ class EWC(nn.Module):
 
     def _other_kind(self, state: Mapping[str, Any] | None) -> str | None:
         """Say in which way a state is of another kind of EWC than this one."""
-        for name in ("curvature", "rule"):
-            mine = getattr(self, name)
-            if state is not None and (other := state[name]) != mine:
+        kind = {"curvature": self.curvature, "rule": self.rule} | self._kept.kind
+        for name, mine in kind.items():
+            if state is not None and (other := state.get(name)) != mine:
                 return (
                     f"state_dict was consolidated with {name}={other!r}: load it into an EWC of "
                     f"that kind, not into one with {name}={mine!r}."

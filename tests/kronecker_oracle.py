@@ -92,15 +92,49 @@ def block(A: Tensor, G: Tensor, bias: bool) -> Tensor:
     return dense.reshape(n * m, n * m)[order][:, order]
 
 
+def eigenbasis(UA: Tensor, UG: Tensor, bias: bool) -> Tensor:
+    """Return the vectors u_o ⊗ u_i written out as columns, in the order of the rows of E (O, I)."""
+    columns = []
+    for o in range(UG.shape[1]):
+        for i in range(UA.shape[1]):
+            vector = torch.outer(UG[:, o].double(), UA[:, i].double())
+            parts = [vector[:, :-1].flatten(), vector[:, -1]] if bias else [vector.flatten()]
+            columns.append(torch.cat(parts))
+    return torch.stack(columns, dim=1)
+
+
+def eigenblock(UA: Tensor, UG: Tensor, E: Tensor, bias: bool) -> Tensor:
+    """Return the matrix with the eigenvalues E, written out."""
+    V = eigenbasis(UA, UG, bias)
+    return V @ E.double().flatten().diag() @ V.T
+
+
+def diagonal_in(V: Tensor, F: Tensor) -> Tensor:
+    """Return the diagonal of F in the basis of V's columns."""
+    return torch.stack([v @ F @ v for v in V.T])
+
+
 def flat(tensors) -> Tensor:
     return torch.cat([t.detach().double().flatten() for t in tensors])
 
 
 def random_factors(shapes, seed: int, rank: int | None = None):
-    """Return random second moments for the shapes of an EWC, of low rank if wanted."""
+    """Return random second moments for the shapes of an EWC, of low rank if wanted.
+
+    Of exact eigenvalues the basis is that of the factors, with zeros where they have none.
+    """
     g = torch.Generator().manual_seed(seed)
     found = {}
     for name, shape in shapes.items():
+        layer, _, kind = name.partition(":")
+        if kind in ("UA", "UG"):
+            values, vectors = torch.linalg.eigh(found[f"{layer}:{kind[1]}"])
+            found[name] = vectors * (values > 1e-12)
+            continue
+        if kind == "E":
+            used = (found[f"{layer}:U{side}"].any(0).double() for side in "GA")
+            found[name] = torch.rand(shape, generator=g, dtype=torch.float64) * torch.outer(*used)
+            continue
         if name.endswith((":A", ":G")):
             root = torch.randn(shape[0], rank or shape[0] + 2, generator=g, dtype=torch.float64)
             found[name] = root @ root.T / math.sqrt(shape[0])

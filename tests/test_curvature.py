@@ -8,15 +8,20 @@ from itertools import pairwise
 
 import pytest
 import torch
-from kronecker_oracle import block, dense_fisher, flat, random_factors
+from kronecker_oracle import block, dense_fisher, eigenblock, flat, random_factors
 from torch import nn, optim
 
 from ewc_tutorial.course.models import mlp
 from ewc_tutorial.curvature import Kronecker
+from ewc_tutorial.curvature.blocks import EigenBlock
 from ewc_tutorial.curvature.subproblem import solve
 from ewc_tutorial.ewc import EWC, L2
 from ewc_tutorial.fisher import fisher_diagonal
 from ewc_tutorial.unlearning import TaskMemory
+from experiments.kronecker_sums import Pairs
+
+#: Both kinds of eigenvalues.
+BOTH = pytest.mark.parametrize("eigenvalues", ["product", "exact"])
 
 
 def network(dtype: torch.dtype = torch.float64) -> nn.Sequential:
@@ -59,7 +64,10 @@ def dense(ewc: EWC) -> torch.Tensor:
             bias = len(A) > weight[0].numel()
             if bias:
                 names.pop(0)
-            total.append(strength[name] * block(A, G, bias))
+            matrix = block(A, G, bias)
+            if f"E:{key}" in state:
+                matrix = eigenblock(*(state[f"{kind}:{key}"] for kind in ("UA", "UG", "E")), bias)
+            total.append(strength[name] * matrix)
         else:
             total.append(state[f"importance:{key}"].double().flatten().diag())
     return torch.block_diag(*total)
@@ -98,9 +106,25 @@ def test_for_linear_regression_the_whole_fisher_is_one_kronecker_product():
     torch.testing.assert_close(flat(ewc.importance.values()), F.diagonal())
 
 
+def test_with_exact_eigenvalues_each_block_has_the_trace_of_the_true_one():
+    model, x = mixed(), torch.randn(6, 1, 3, 3, dtype=torch.float64)
+    ewc = EWC(model, curvature=Kronecker(eigenvalues="exact"))
+    assert "with eigenvectors, exact eigenvalues" in ewc.explain()["0.weight"]
+    ewc.consolidate((x, None))
+    S, start = dense(ewc), 0
+    for names in (["0.weight", "0.bias"], ["1.weight"], ["1.bias"], ["3.weight"]):
+        F = dense_fisher(model, names, x)
+        mine = S[start : start + len(F), start : start + len(F)]
+        torch.testing.assert_close(mine.trace(), F.trace(), rtol=1e-9, atol=0)
+        start += len(F)
+
+
+@BOTH
 @pytest.mark.parametrize("make", [network, mixed])
-def test_everything_follows_from_the_dense_matrix(make):
-    model, ewc, stored = after_tasks(1, make(), lam=3.0)
+def test_everything_follows_from_the_dense_matrix(make, eigenvalues):
+    model, ewc, stored = after_tasks(
+        1, make(), lam=3.0, curvature=Kronecker(eigenvalues=eigenvalues)
+    )
     S, mu = dense(ewc), flat(stored[0][2].values())
     away = flat(model.parameters()) - mu
     assert ewc.penalty().item() == pytest.approx(1.5 * (away @ S @ away).item(), rel=1e-10)
@@ -112,8 +136,9 @@ def test_everything_follows_from_the_dense_matrix(make):
     torch.testing.assert_close(flat(p.grad for p in model.parameters()), 2 * by_autograd)
 
 
-def test_the_gradient_is_that_of_finite_differences():
-    model, ewc, _ = after_tasks(2, lam=2.0)
+@BOTH
+def test_the_gradient_is_that_of_finite_differences(eigenvalues):
+    model, ewc, _ = after_tasks(2, lam=2.0, curvature=Kronecker(eigenvalues=eigenvalues))
     ewc.add_gradient_()
     for p in model.parameters():
         entries, h = p.data.view(-1), 1e-5
@@ -128,9 +153,10 @@ def test_the_gradient_is_that_of_finite_differences():
 
 @pytest.mark.parametrize("lam", [1e-3, 1.0, 1e3, 1e12])
 @pytest.mark.parametrize("rank", [None, 1])
-def test_the_proximal_step_is_that_of_the_dense_matrix(lam, rank):
+@BOTH
+def test_the_proximal_step_is_that_of_the_dense_matrix(lam, rank, eigenvalues):
     model = mixed()
-    ewc = EWC(model, lam, curvature="kronecker")
+    ewc = EWC(model, lam, curvature=Kronecker(eigenvalues=eigenvalues))
     ewc.merge(random_factors(ewc.shapes(), seed=0, rank=rank))
     S, mu = dense(ewc), flat(model.parameters())
     move(model, seed=1)
@@ -147,10 +173,11 @@ def test_the_proximal_step_is_that_of_the_dense_matrix(lam, rank):
         torch.testing.assert_close(flat(model.parameters()) - mu, solved, rtol=1e-8, atol=1e-9)
 
 
-def test_directions_that_no_input_takes_stay_free_at_every_strength():
+@BOTH
+def test_directions_that_no_input_takes_stay_free_at_every_strength(eigenvalues):
     """In float32: an eigenvalue that is zero but for rounding must not turn stiff."""
     model = nn.Linear(30, 5, bias=False)
-    ewc = EWC(model, lam=1e10, curvature="kronecker")
+    ewc = EWC(model, lam=1e10, curvature=Kronecker(eigenvalues=eigenvalues))
     g = torch.Generator().manual_seed(0)
     x = torch.randn(40, 10, generator=g) @ torch.randn(10, 30, generator=g)
     ewc.consolidate((x, None), likelihood="gaussian")
@@ -180,6 +207,68 @@ def test_tasks_combine_by_summed_factors_divided_by_their_weight(rule, gamma):
     assert ewc.penalty().item() == pytest.approx((away @ S @ away).item(), rel=1e-10)
 
 
+@pytest.mark.parametrize(("rule", "gamma"), [("latest", 1.0), ("online", 0.6), ("average", 1.0)])
+@pytest.mark.parametrize("rank", [None, 2])
+def test_exact_eigenvalues_are_carried_into_the_basis_of_the_summed_factors(rule, gamma, rank):
+    """Each time the diagonal, in the new basis, of the matrix so far with the new one."""
+    model = nn.Linear(3, 3).double()
+    ewc = EWC(model, rule=rule, gamma=gamma, curvature=Kronecker(eigenvalues="exact"))
+    total, S = 0.0, torch.zeros(12, 12, dtype=torch.float64)
+    means = {"A": torch.zeros(4, 4).double(), "G": torch.zeros(3, 3).double()}
+    for task in range(3):
+        F, weight = random_factors(ewc.shapes(), seed=task, rank=rank), 1.0 + task % 2
+        ewc.merge(F, weight)
+        before, total = gamma * total, gamma * total + weight
+        for side, mean in means.items():
+            mean.mul_(before).add_(F[f"weight:{side}"], alpha=weight).div_(total)
+        S = gamma * S + weight * eigenblock(*(F[f"weight:{k}"] for k in ("UA", "UG", "E")), True)
+        _, V = torch.linalg.eigh(block(means["A"], means["G"], True))
+        S = V @ (V.T @ S @ V).diagonal().diag() @ V.T
+    torch.testing.assert_close(dense(ewc), S / (total if rule == "average" else 1.0))
+
+
+@BOTH
+def test_the_experiment_s_pairs_are_the_exact_sum(eigenvalues):
+    """A curvature of its own, in one file: the sum over tasks written out, and its step solved."""
+    model, S = network(), 0.0
+    ewc = EWC(model, lam=2.0, curvature=Pairs(eigenvalues=eigenvalues))
+    for task in range(3):
+        F, weight = random_factors(ewc.shapes(), seed=task), 1.0 + task
+        move(model, seed=task)
+        ewc.merge(F, weight)
+        blocks = []
+        for layer in ("0.weight", "2.weight"):
+            A, G, *eigen = (F[f"{layer}:{k}"] for k in EigenBlock.kinds if f"{layer}:{k}" in F)
+            blocks.append(eigenblock(*eigen, bias=True) if eigen else block(A, G, bias=True))
+        S = S + weight * torch.block_diag(*blocks)
+    restored = EWC(copy.deepcopy(model), curvature=Pairs(eigenvalues=eigenvalues))
+    restored.load_state_dict(ewc.state_dict())
+    for each in (ewc, restored):
+        mu = flat(each.model.parameters())
+        move(each.model, seed=9)
+        away = flat(each.model.parameters()) - mu
+        assert each.penalty().item() == pytest.approx((away @ S @ away).item(), rel=1e-10)
+        torch.testing.assert_close(flat(each.importance.values()), S.diagonal())
+        each.add_gradient_()
+        torch.testing.assert_close(flat(p.grad for p in each.model.parameters()), 2 * S @ away)
+        each.proximal_step_(0.3)
+        expected = torch.linalg.solve(torch.eye(len(S)).double() + 0.6 * S, away)
+        moved = flat(each.model.parameters()) - mu
+        torch.testing.assert_close(moved, expected, rtol=1e-6, atol=1e-7)
+
+
+def test_of_tasks_in_one_basis_the_sum_of_exact_eigenvalues_is_exact():
+    model, expected = nn.Linear(3, 2).double(), 0.0
+    ewc = EWC(model, curvature=Kronecker(eigenvalues="exact"))
+    first = random_factors(ewc.shapes(), 0)
+    for task in range(4):
+        E = random_factors(ewc.shapes(), task)["weight:E"]
+        ewc.merge(first | {"weight:E": E}, weight=0.5 + task)
+        one = eigenblock(first["weight:UA"], first["weight:UG"], E, bias=True)
+        expected = expected + (0.5 + task) * one
+    torch.testing.assert_close(dense(ewc), expected, rtol=1e-10, atol=1e-12)
+
+
 @pytest.mark.parametrize("shared", ["A", "G"])
 def test_the_sum_is_exact_where_tasks_share_a_factor(shared):
     model = nn.Linear(3, 2).double()
@@ -206,8 +295,9 @@ def test_the_rule_separate_is_refused_with_its_reason():
     assert EWC(network()).rule == "separate"
 
 
-def test_memory_does_not_grow_with_the_tasks():
-    one, many = after_tasks(1)[1], after_tasks(9)[1]
+@BOTH
+def test_memory_does_not_grow_with_the_tasks(eigenvalues):
+    one, many = (after_tasks(n, curvature=Kronecker(eigenvalues=eigenvalues))[1] for n in (1, 9))
     assert [b.shape for b in one.buffers()] == [b.shape for b in many.buffers()]
 
 
@@ -329,27 +419,29 @@ def test_include_exclude_and_frozen_biases():
 
 
 @pytest.mark.parametrize("fault", ["missing", "shape", "nan", "asymmetric"])
-def test_bad_factors_are_refused_and_change_nothing(fault):
-    _, ewc, _ = after_tasks(1, mixed())
+@pytest.mark.parametrize("kind", ["G", "UG", "E"])
+def test_bad_factors_are_refused_and_change_nothing(fault, kind):
+    name, curvature = f"5.weight:{kind}", Kronecker(eigenvalues="exact")
+    _, ewc, _ = after_tasks(1, mixed(), curvature=curvature)
     F = random_factors(ewc.shapes(), seed=5)
-    bad = F.pop("5.weight:G") if fault == "missing" else F["5.weight:G"]
+    bad = F.pop(name) if fault == "missing" else F[name]
     if fault == "shape":
-        F["5.weight:G"] = bad[:1]
+        F[name] = bad[:1]
     elif fault == "nan":
         bad[0, 0] = torch.nan
-    elif fault == "asymmetric":
-        bad[0, 1] += 1
+    elif fault == "asymmetric":  # or no basis, or negative
+        bad[0, 1] -= 2
     before = copy.deepcopy(ewc.state_dict())
-    with pytest.raises(ValueError, match="5.weight:G"):
+    with pytest.raises(ValueError, match=name):
         ewc.merge(F)
     after = ewc.state_dict()
     assert before["_extra_state"] == after["_extra_state"]
     assert all(torch.equal(before[k], after[k]) for k in before if k != "_extra_state")
 
 
-@pytest.mark.parametrize("options", [{"limit": 0}, {"iterations": 2.5}])
+@pytest.mark.parametrize("options", [{"limit": 0}, {"iterations": 2.5}, {"eigenvalues": "all"}])
 def test_bad_options_are_named(options):
-    with pytest.raises(ValueError, match=f"{next(iter(options))} must be a whole number"):
+    with pytest.raises(ValueError, match=f"{next(iter(options))} must be (a whole number|one of)"):
         Kronecker(**options)
 
 
@@ -373,10 +465,12 @@ def test_the_curvature_identity_is_l2():
 
 
 @pytest.mark.parametrize(("rule", "gamma"), [("latest", 1.0), ("online", 0.6), ("average", 1.0)])
-def test_the_state_restores_and_goes_on_the_same(rule, gamma):
-    model, ewc, _ = after_tasks(2, rule=rule, gamma=gamma)
+@BOTH
+def test_the_state_restores_and_goes_on_the_same(rule, gamma, eigenvalues):
+    curvature = Kronecker(eigenvalues=eigenvalues)
+    model, ewc, _ = after_tasks(2, rule=rule, gamma=gamma, curvature=curvature)
     twin = copy.deepcopy(model)
-    restored = EWC(twin, rule=rule, curvature="kronecker")
+    restored = EWC(twin, rule=rule, curvature=curvature)
     restored.load_state_dict(ewc.state_dict())
     for m, e in ((model, ewc), (twin, restored)):
         e.merge(random_factors(e.shapes(), seed=50))
@@ -395,6 +489,15 @@ def test_a_state_of_another_curvature_is_refused():
         EWC(network(), curvature="kronecker").load_state_dict(diagonal)
 
 
+@BOTH
+@pytest.mark.parametrize("strict", [True, False])
+def test_a_state_of_other_eigenvalues_is_refused(eigenvalues, strict):
+    state = after_tasks(1, curvature=Kronecker(eigenvalues=eigenvalues))[1].state_dict()
+    other = Kronecker(eigenvalues="exact" if eigenvalues == "product" else "product")
+    with pytest.raises(ValueError, match=f"with eigenvalues='{eigenvalues}'"):
+        EWC(network(), curvature=other).load_state_dict(state, strict=strict)
+
+
 def test_a_layer_that_joins_later_has_its_own_count_of_tasks():
     model, ewc, _ = after_tasks(2)
     model[2] = nn.Linear(4, 3).double()
@@ -410,8 +513,9 @@ def test_a_layer_that_joins_later_has_its_own_count_of_tasks():
     torch.testing.assert_close(dense(fresh)[16:, 16:], expected)
 
 
-def test_a_head_grows_and_its_new_rows_are_free():
-    model, ewc, _ = after_tasks(1, lam=1e6)
+@BOTH
+def test_a_head_grows_and_its_new_rows_are_free(eigenvalues):
+    model, ewc, _ = after_tasks(1, lam=1e6, curvature=Kronecker(eigenvalues=eigenvalues))
     old = model[2]
     model[2] = nn.Linear(4, 3).double()
     with torch.no_grad():
@@ -424,40 +528,51 @@ def test_a_head_grows_and_its_new_rows_are_free():
     torch.testing.assert_close(
         model[2].weight[:2].detach(), ewc.anchor["2.weight"][:2], rtol=0, atol=1e-3
     )
-    ewc.merge(random_factors(ewc.shapes(), seed=1))
+    old = dense(ewc).trace()
+    F = random_factors(ewc.shapes(), seed=1)
+    ewc.merge(F)
+    if eigenvalues == "exact":
+        torch.testing.assert_close(
+            dense(ewc).trace(), old + F["0.weight:E"].sum() + F["2.weight:E"].sum()
+        )
 
 
-def test_steps_see_what_is_changed_in_place():
-    model, ewc, _ = after_tasks(1, lam=3.0)
+@BOTH
+def test_steps_see_what_is_changed_in_place(eigenvalues):
+    curvature = Kronecker(eigenvalues=eigenvalues)
+    model, ewc, _ = after_tasks(1, lam=3.0, curvature=curvature)
     ewc.proximal_step_(0.1)
     for key, buffer in ewc.state_dict().items():
-        if key.startswith(("A:", "G:", "anchor:")):
+        if key.startswith(("A:", "G:", "E:", "anchor:")):
             buffer.mul_(2)
     other = copy.deepcopy((model, ewc))
     ewc.proximal_step_(0.1)
-    fresh = EWC(other[0], curvature="kronecker")
+    fresh = EWC(other[0], curvature=curvature)
     fresh.load_state_dict(other[1].state_dict())
     fresh.proximal_step_(0.1)
     assert torch.equal(flat(model.parameters()), flat(other[0].parameters()))
 
 
-def test_reset_forgets():
-    model, ewc, _ = after_tasks(2)
+@BOTH
+def test_reset_forgets(eigenvalues):
+    model, ewc, _ = after_tasks(2, curvature=Kronecker(eigenvalues=eigenvalues))
     ewc.reset()
     assert ewc.penalty().item() == 0
     F = random_factors(ewc.shapes(), seed=3)
     ewc.merge(F)
-    fresh = EWC(model, curvature="kronecker")
+    fresh = EWC(model, curvature=Kronecker(eigenvalues=eigenvalues))
     fresh.merge(F)
     assert torch.equal(dense(ewc), dense(fresh))
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_a_half_precision_model_keeps_factors_in_float32(dtype):
+@BOTH
+def test_a_half_precision_model_keeps_factors_in_float32(dtype, eigenvalues):
+    curvature = Kronecker(eigenvalues=eigenvalues)
     model = network(torch.float32)
     x = torch.randn(20, 3)
-    wide = EWC(copy.deepcopy(model), lam=10.0, curvature="kronecker")
-    half = EWC(model.to(dtype), lam=10.0, curvature="kronecker")
+    wide = EWC(copy.deepcopy(model), lam=10.0, curvature=curvature)
+    half = EWC(model.to(dtype), lam=10.0, curvature=curvature)
     wide.consolidate((x, None))
     half.consolidate((x.to(dtype), None))
     assert {b.dtype for b in half.buffers()} == {torch.float32}
@@ -556,8 +671,9 @@ OPTIMIZERS = {
 
 @pytest.mark.parametrize("name", OPTIMIZERS)
 @pytest.mark.parametrize("lam", [0.5, 1e8])
-def test_training_ends_where_loss_plus_penalty_is_least(name, lam):
-    problem = Problem(lam)
+@BOTH
+def test_training_ends_where_loss_plus_penalty_is_least(name, lam, eigenvalues):
+    problem = Problem(lam, eigenvalues=eigenvalues)
     optimizer = OPTIMIZERS[name](problem)
     problem.ewc.attach(optimizer)
     problem.descend(optimizer)
@@ -575,8 +691,9 @@ def test_even_one_iteration_rests_at_the_minimum(name, iterations):
     assert problem.error() < 1e-4
 
 
-def test_the_step_in_a_metric_of_its_own_solves_the_dense_system():
-    problem = Problem(2.0)
+@BOTH
+def test_the_step_in_a_metric_of_its_own_solves_the_dense_system(eigenvalues):
+    problem = Problem(2.0, eigenvalues=eigenvalues)
     model, ewc = problem.model, problem.ewc
     S, mu = dense(ewc), problem.flat().detach()
     move(model, seed=2)
@@ -746,16 +863,17 @@ def test_a_bad_every_is_refused(every):
 
 
 @pytest.mark.parametrize("in_folder", [False, True])
-def test_a_task_is_unlearned(in_folder, tmp_path):
-    model = network()
-    ewc = EWC(model, curvature="kronecker")
+@BOTH
+def test_a_task_is_unlearned(in_folder, tmp_path, eigenvalues):
+    model, curvature = network(), Kronecker(eigenvalues=eigenvalues)
+    ewc = EWC(model, curvature=curvature)
     memory = TaskMemory(ewc, folder=tmp_path if in_folder else None)
     for name in "ABC":
         memory.begin(name)
         move(model, seed=ord(name))
         memory.merge(random_factors(ewc.shapes(), seed=ord(name)))
     memory.forget("B")
-    other = EWC(network(), curvature="kronecker")
+    other = EWC(network(), curvature=curvature)
     for name in "AC":
         move(other.model, seed=ord(name))
         other.merge(random_factors(ewc.shapes(), seed=ord(name)))
@@ -763,7 +881,7 @@ def test_a_task_is_unlearned(in_folder, tmp_path):
     torch.testing.assert_close(dense(ewc), dense(other))
     torch.testing.assert_close(flat(ewc.anchor.values()), flat(other.anchor.values()))
     if in_folder:
-        again = TaskMemory.load(EWC(network(), curvature="kronecker"), tmp_path)
+        again = TaskMemory.load(EWC(network(), curvature=curvature), tmp_path)
         assert torch.equal(dense(again.ewc), dense(ewc))
 
 

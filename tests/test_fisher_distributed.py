@@ -10,6 +10,7 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 from fisher_oracle import assert_fisher_close
+from kronecker_oracle import eigenblock
 
 from ewc_tutorial import EWC
 from ewc_tutorial.course.models import mlp
@@ -40,6 +41,10 @@ def consolidated(model, data):
     return ewc.penalty().item()
 
 
+def block_of(found, weight):
+    return eigenblock(*(found[f"{weight}:{kind}"] for kind in ("UA", "UG", "E")), bias=False)
+
+
 def run_process(rank, folder):
     torch.set_num_threads(1)
     dist.init_process_group(
@@ -55,6 +60,7 @@ def run_process(rank, folder):
         "factors": fisher_factors(model, share, LAYERS),
         "one has no factors": fisher_factors(model, nothing if rank else (x, y), LAYERS),
         "consolidated": consolidated(model, share),
+        "exact factors": fisher_factors(model, share, LAYERS, eigenvalues="exact"),
         "wrapped": fisher_diagonal(torch.nn.parallel.DistributedDataParallel(model), share),
     }
     with pytest.raises(ValueError, match="empty"):
@@ -83,5 +89,13 @@ def test_two_processes(tmp_path):
         assert_fisher_close(results["factors"], factors)
         assert_fisher_close(results["one has no factors"], factors)
         assert results["consolidated"] == pytest.approx(consolidated(model, (x, y)), rel=1e-5)
+        exact = fisher_factors(model, (x, y), LAYERS, eigenvalues="exact")
+        for weight in LAYERS:
+            # Other rounding may turn a vector around, which no square and no product shows.
+            assert_fisher_close(
+                {"S": block_of(results["exact factors"], weight)},
+                {"S": block_of(exact, weight)},
+                1e-5,
+            )
         wrapped = {name.removeprefix("module."): v for name, v in results["wrapped"].items()}
         assert_fisher_close(wrapped, expected())

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from kronecker_oracle import loop_factors
+from kronecker_oracle import block, dense_fisher, diagonal_in, eigenbasis, eigenblock, loop_factors
 from torch import nn
 
 from ewc_tutorial.course.models import mlp
@@ -280,3 +280,143 @@ def test_names_of_wrapped_models_are_kept():
     )
     plain = fisher_factors(model, (data(4, 3).float(), None), {"0.weight": "0.bias"})
     assert torch.equal(found["module.0.weight:G"], plain["0.weight:G"])
+
+
+# --- exact eigenvalues --------------------------------------------------------------------------
+
+
+def tensors_of(found, weight):
+    return [found[f"{weight}:{kind}"] for kind in ("A", "G", "UA", "UG", "E")]
+
+
+def assert_eigenvalues(model, found, x, layers, rtol=1e-9, **options):
+    """E is the diagonal of the true block, in the eigenvectors of A and G."""
+    for weight, bias in layers.items():
+        names = [weight] if bias is None else [weight, bias]
+        F = dense_fisher(model, names, x, **options)
+        A, G, UA, UG, E = (t.double() for t in tensors_of(found, weight))
+        expected = diagonal_in(eigenbasis(UA, UG, bias is not None), F).reshape(E.shape)
+        torch.testing.assert_close(E, expected, rtol=rtol, atol=1e-3 * rtol * E.max().item())
+        for factor, U in ((A, UA), (G, UG)):
+            used = U.any(0)
+            assert torch.linalg.matrix_rank(factor) == used.sum()
+            torch.testing.assert_close(U.T @ U, used.double().diag(), rtol=0, atol=1e-5)
+            values = U.T @ factor @ U
+            torch.testing.assert_close(
+                values, values.diagonal().diag(), rtol=0, atol=1e-5 * values.max().item()
+            )
+            torch.testing.assert_close(
+                U @ values @ U.T, factor, rtol=0, atol=1e-5 * values.max().item()
+            )
+
+
+@pytest.mark.parametrize("kind", [k for k in MODELS if k != "outside"])
+@pytest.mark.parametrize("batch_size", [None, 1, 2])
+def test_exact_eigenvalues_are_the_diagonal_of_the_true_block(kind, batch_size):
+    make, shape, layers = MODELS[kind]
+    torch.manual_seed(0)
+    model, x = make().double(), data(*shape)
+    options = {"class_dim": -1} if kind == "tokens" else {}
+    plain = fisher_factors(model, (x, None), layers, batch_size=batch_size, **options)
+    found = fisher_factors(
+        model, (x, None), layers, batch_size=batch_size, eigenvalues="exact", **options
+    )
+    assert_eigenvalues(model, found, x, layers)
+    assert found.keys() == plain.keys() | {f"{w}:{k}" for w in layers for k in ("UA", "UG", "E")}
+    assert all(torch.equal(found[name], value) for name, value in plain.items())
+
+
+@pytest.mark.parametrize("likelihood", ["gaussian", "bernoulli"])
+def test_exact_eigenvalues_of_other_likelihoods(likelihood):
+    model, x = mlp(3, [4], 2, seed=0).double(), data(6, 3)
+    layers = {"0.weight": "0.bias", "2.weight": "2.bias"}
+    options = {"variance": 0.3} if likelihood == "gaussian" else {}
+    found = fisher_factors(
+        model, (x, None), layers, eigenvalues="exact", likelihood=likelihood, **options
+    )
+    assert_eigenvalues(model, found, x, layers, likelihood=likelihood, **options)
+
+
+def test_exact_eigenvalues_of_the_labels_of_the_data():
+    model, x = mlp(3, [4], 3, seed=0).double(), data(6, 3)
+    y = torch.arange(6) % 3
+    layers = {"0.weight": "0.bias", "2.weight": None}
+    found = fisher_factors(model, (x, y), layers, "empirical", eigenvalues="exact")
+    assert_eigenvalues(model, found, x, layers, y=y)
+
+
+def test_of_equal_eigenvalues_the_basis_that_is_returned_is_the_one_that_was_used():
+    """Inputs ± each axis: A is a multiple of the identity, and any basis is one of its own."""
+    model, x = nn.Linear(4, 3, bias=False).double(), torch.eye(4, dtype=torch.float64)
+    x = torch.cat([x, -x])
+    found = fisher_factors(model, (x, None), {"weight": None}, eigenvalues="exact")
+    assert_eigenvalues(model, found, x, {"weight": None})
+
+
+@pytest.mark.parametrize("batch_size", [None, 3])
+def test_both_passes_take_the_same_samples_and_labels(batch_size):
+    """At one position the trace of a block is the same in every basis: that of the diagonal."""
+    model, x = mlp(3, [4], 3, seed=0).double(), data(40, 3)
+    layers = {"0.weight": "0.bias", "2.weight": "2.bias"}
+    options = {"estimator": "sampled", "n_samples": 17, "batch_size": batch_size}
+    diagonal = fisher_diagonal(model, (x, None), generator=5, **options)
+    generator, other = torch.Generator().manual_seed(5), torch.Generator().manual_seed(5)
+    options["eigenvalues"] = "exact"
+    found = fisher_factors(model, (x, None), layers, generator=generator, **options)
+    for weight, bias in layers.items():
+        trace = diagonal[weight].sum() + diagonal[bias].sum()
+        torch.testing.assert_close(found[f"{weight}:E"].sum(), trace)
+    # A generator goes on from where one pass would have left it.
+    fisher_diagonal(
+        model, (x, None), "sampled", n_samples=17, batch_size=batch_size, generator=other
+    )
+    assert torch.equal(generator.get_state(), other.get_state())
+
+
+def test_data_that_can_be_read_once_is_enough():
+    model, x = mlp(3, [4], 3, seed=0).double(), data(20, 3)
+    options = {"layers": {"0.weight": "0.bias"}, "estimator": "sampled", "eigenvalues": "exact"}
+    once = ((part, None) for part in x.split(6))
+    found = fisher_factors(model, once, n_samples=15, **options)
+    expected = fisher_factors(model, (x[:15], None), **options)
+    for name, value in expected.items():
+        torch.testing.assert_close(found[name], value)
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_exact_eigenvalues_are_never_further_from_the_true_block(seed):
+    """In the Frobenius norm (George et al. 2018, section 3.2), whatever the model and the data."""
+    g = torch.Generator().manual_seed(seed)
+    inputs, hidden, classes = (int(torch.randint(2, 5, (1,), generator=g)) for _ in range(3))
+    tokens = seed % 3 == 2
+    torch.manual_seed(seed)
+    model = nn.Sequential(nn.Linear(inputs, hidden), nn.Tanh(), nn.Linear(hidden, classes)).double()
+    shape = (4, 3, inputs) if tokens else (4, inputs)
+    x = 2 * torch.randn(shape, generator=g, dtype=torch.float64)
+    layers = {"0.weight": "0.bias" if seed % 2 else None, "2.weight": "2.bias"}
+    options = {"class_dim": -1} if tokens else {}
+    found = fisher_factors(model, (x, None), layers, eigenvalues="exact", **options)
+    for weight, bias in layers.items():
+        F = dense_fisher(model, [weight] if bias is None else [weight, bias], x)
+        A, G, UA, UG, E = tensors_of(found, weight)
+        product = (F - block(A, G, bias is not None)).norm()
+        exact = (F - eigenblock(UA, UG, E, bias is not None)).norm()
+        assert exact <= product * (1 + 1e-12)
+    assert exact < product
+
+
+def test_exact_eigenvalues_of_a_half_precision_model_are_in_float32():
+    model, x = mlp(3, [4], 2, seed=0).bfloat16(), data(6, 3).bfloat16()
+    layers = {"0.weight": "0.bias", "2.weight": "2.bias"}
+    found = fisher_factors(model, (x, None), layers, eigenvalues="exact")
+    assert {value.dtype for value in found.values()} == {torch.float32}
+    for weight, bias in layers.items():
+        F = dense_fisher(model, [weight, bias], x)
+        _, _, UA, UG, E = tensors_of(found, weight)
+        expected = diagonal_in(eigenbasis(UA, UG, True), F).reshape(E.shape)
+        torch.testing.assert_close(E.double(), expected, rtol=0.05, atol=0.02 * E.max().item())
+
+
+def test_unknown_eigenvalues_are_refused():
+    with pytest.raises(ValueError, match="eigenvalues must be one of product, exact, not 'right'"):
+        fisher_factors(mlp(3, [], 2), (data(4, 3), None), {}, eigenvalues="right")

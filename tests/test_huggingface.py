@@ -38,6 +38,7 @@ from transformers import (
 )
 
 from ewc_tutorial import EWC
+from ewc_tutorial.curvature import Kronecker
 from ewc_tutorial.fisher import explain_fisher
 from ewc_tutorial.fisher.likelihoods.base import Draws
 from ewc_tutorial.huggingface import (
@@ -806,3 +807,17 @@ def test_kronecker_factors_of_sequences_against_a_loop():
     torch.testing.assert_close(found["model.norm.weight"], diagonal["model.norm.weight"])
     consolidate(ewc, items, "empirical")
     assert ewc.n_tasks == 1
+
+
+def test_exact_eigenvalues_of_sequences_have_the_trace_of_their_diagonal():
+    """The same labels are drawn for the factors, for their eigenvalues, and for the diagonal."""
+    model, items = llama().double(), sequences((5, 3, 7))
+    ewc = EWC(model, curvature=Kronecker(eigenvalues="exact"))
+    options = {"estimator": "sampled", "generator": 3, "fisher": sequence_fisher}
+    found = ewc.measure(items, **options)
+    diagonal = sequence_fisher(model, items, "sampled", generator=3)
+    layers = [name.removesuffix(":E") for name in found if name.endswith(":E")]
+    assert layers
+    for weight in layers:
+        torch.testing.assert_close(found[f"{weight}:E"].sum(), diagonal[weight].sum())
+    ewc.consolidate(items, **options)

@@ -6,7 +6,8 @@ what the penalty, its gradient and its proximal step are.
 * ``diagonal``: :class:`Diagonal`, a number per weight (Kirkpatrick et al. 2017), and
   :class:`Identity`, where that number is one;
 * ``kronecker``: :class:`Kronecker`, two small matrices per layer (Ritter, Botev and Barber 2018),
-  with ``layers``, which of them, and ``subproblem``, its proximal step without a closed form;
+  with ``layers``, which of them, ``blocks``, what is kept of each and how tasks combine in it, and
+  ``subproblem``, its proximal step without a closed form;
 * ``base``: what they have in common.
 
 A further kind is a further subclass of :class:`Curvature`: pass an instance of it as ``curvature``.

@@ -41,6 +41,11 @@ class Curvature(ABC):
 
     names: Sequence[str]
 
+    @property
+    def kind(self) -> dict[str, str]:
+        """What else, by its name in the state, must agree for a state to fit."""
+        return {}
+
     def protect(self, buffers: dict[str, Tensor], model: nn.Module, values: Tensors) -> None:
         """Lay out what will be remembered of ``values``, in ``buffers``."""
         self._buffers = buffers

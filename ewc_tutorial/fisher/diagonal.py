@@ -21,6 +21,7 @@ import torch
 import torch.distributed
 from torch import Tensor, nn
 
+from ewc_tutorial.fisher.closed_forms.factors import eigenvectors
 from ewc_tutorial.fisher.engine import Engine, check_model
 from ewc_tutorial.fisher.inputs import Inputs, apply, n_samples
 from ewc_tutorial.fisher.likelihoods import ESTIMATORS, make_likelihood
@@ -34,6 +35,8 @@ from ewc_tutorial.randomness import as_generator
 
 #: The batch that ``batched`` averages over, where the data has no batches of its own.
 DEFAULT_BATCH = 32
+#: Of a layer's block: the products of those of its factors, or the right ones in their basis.
+EIGENVALUES = ("product", "exact")
 #: Backward passes per batch from which on ``exact`` warns.
 MANY_PASSES = 1000
 
@@ -134,6 +137,7 @@ def fisher_factors(
     generator: torch.Generator | int | None = None,
     progress: bool = False,
     *,
+    eigenvalues: str = "product",
     classes: Sequence[int] | Tensor | None = None,
     ignore_index: int = -100,
     variance: float = 1.0,
@@ -156,15 +160,22 @@ def fisher_factors(
             are further positions.
         estimator: as for :func:`fisher_diagonal`, but not ``batched``.
         transposed: those weights of ``layers`` that are stored as (I, O), as GPT-2's are.
+        eigenvalues: ``exact`` also measures the diagonal of the block in the eigenvectors of its
+            factors, in a second pass over the same samples with the same labels (EKFAC, George et
+            al. 2018). Data that can be gone through but once is held in memory for it.
 
     Returns:
         Per weight of ``layers`` two tensors, ``"NAME:A"`` of shape (I, I) and ``"NAME:G"`` (O, O),
         in float32 at least; I are the weights of one output in their order, and one more for the
-        bias at the end. Per other trainable parameter its diagonal under its name.
+        bias at the end. With eigenvalues ``exact`` three more: the eigenvectors ``"NAME:UA"`` and
+        ``"NAME:UG"`` in columns, which are zero where the eigenvalue is, and ``"NAME:E"`` (O, I),
+        so that the block is taken for (U_G ⊗ U_A) diag(E) (U_G ⊗ U_A)ᵀ. Per other trainable
+        parameter its diagonal under its name.
 
     Raises:
         TypeError, ValueError: as :func:`fisher_diagonal`; or a layer has no factors.
     """
+    _check_choice("eigenvalues", eigenvalues, EIGENVALUES)
     if estimator == "batched":
         raise ValueError(
             "estimator 'batched' squares the gradient of a batch, which has no Kronecker factors."
@@ -181,6 +192,7 @@ def fisher_factors(
         progress,
         distributed,
         transposed,
+        eigenvalues == "exact",
     )
 
 
@@ -196,40 +208,59 @@ def _fisher(
     progress: bool,
     distributed: bool,
     transposed: Collection[str] = (),
+    rotate: bool = False,
 ) -> dict[str, Tensor]:
     """Return what the two functions above return."""
     _check_choice("estimator", estimator, ESTIMATORS)
     _check_count("n_samples", n_samples)
     _check_count("batch_size", batch_size)
     generator = as_generator(generator)
-    draws = Draws(generator)
     # What is wrong if the outputs of every batch are like those of the batches so far.
     doubt: str | bool | None = True
     with _engine(model, layers, transposed) as (engine, prefix):
         samples = make_samples(data, n_samples, generator)
-        batches = _batches(samples, engine, estimator, batch_size)
+        again = samples.repeatable() if rotate else lambda: samples
+        before_draws = generator.get_state()
 
-        def seeds(outputs: Tensor, y: Tensor | None) -> Seeds:
-            nonlocal doubt
-            made = rule.seeds(estimator, outputs, y, draws)
-            _warn_of_many_passes(len(made))
-            doubt = doubt and rule.doubt(outputs, y)
-            if doubt and len(outputs) > 1:
+        def one_pass() -> dict[str, Tensor]:
+            samples, draws = again(), Draws(generator)
+            batches = _batches(samples, engine, estimator, batch_size)
+
+            def seeds(outputs: Tensor, y: Tensor | None) -> Seeds:
+                nonlocal doubt
+                made = rule.seeds(estimator, outputs, y, draws)
+                _warn_of_many_passes(len(made))
+                doubt = doubt and rule.doubt(outputs, y)
+                if doubt and len(outputs) > 1:
+                    raise ValueError(doubt)
+                return made
+
+            step = _squared_batch_mean if estimator == "batched" else Engine.squares
+            sums, count = _summed(engine, _with_progress(batches, samples, progress), step, seeds)
+            if distributed:
+                count = _sum_over_processes(sums, count)
+            if not count:
+                raise ValueError("data must have at least one sample, but it is empty.")
+            if isinstance(doubt, str):  # True: this process has met no sample
                 raise ValueError(doubt)
-            return made
+            return {
+                name: _finished(prefix + name, sums[name] / count, dtype)
+                for name, (_, dtype) in engine.results.items()
+            }
 
-        step = _squared_batch_mean if estimator == "batched" else Engine.squares
-        sums, count = _summed(engine, _with_progress(batches, samples, progress), step, seeds)
-        if distributed:
-            count = _sum_over_processes(sums, count)
-        if not count:
-            raise ValueError("data must have at least one sample, but it is empty.")
-        if isinstance(doubt, str):  # True: this process has met no sample
-            raise ValueError(doubt)
-        return {
-            prefix + name: _finished(prefix + name, sums[name] / count, dtype)
-            for name, (_, dtype) in engine.results.items()
-        }
+        found = one_pass()
+        if rotate and engine.layers:
+            bases = {
+                f"{name}:U{side}": eigenvectors(found[f"{name}:{side}"])[1]
+                for name in engine.layers
+                for side in "AG"
+            }
+            if distributed:
+                _same_everywhere(bases)
+            engine.bases = {n: (bases[f"{n}:UA"], bases[f"{n}:UG"]) for n in engine.layers}
+            generator.set_state(before_draws)
+            found |= bases | one_pass()
+        return {prefix + name: value for name, value in found.items()}
 
 
 def explain_fisher(
@@ -393,9 +424,20 @@ def _squared_batch_mean(
     return {n: g.square() * batch for n, g in zip(engine.parameters, dense, strict=True)}
 
 
+def _several_processes() -> bool:
+    return torch.distributed.is_available() and torch.distributed.is_initialized()
+
+
+def _same_everywhere(bases: dict[str, Tensor]) -> None:
+    """Make the eigenvectors of the first process those of all: others may turn out otherwise."""
+    if _several_processes():
+        for vectors in bases.values():
+            torch.distributed.broadcast(vectors, src=0)
+
+
 def _sum_over_processes(sums: dict[str, Tensor], count: int) -> int:
     """Add up sums and count over all processes, if there are several."""
-    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+    if not _several_processes():
         return count
     # The backend may not know other devices than the model's.
     total = torch.tensor(count, device=next(iter(sums.values())).device)

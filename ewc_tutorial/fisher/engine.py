@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from ewc_tutorial.fisher.closed_forms.calls import Recorder
+from ewc_tutorial.fisher.closed_forms.factors import Basis
 from ewc_tutorial.fisher.closed_forms.graph import Graph, Use, kinds, readings
 from ewc_tutorial.fisher.closed_forms.layers import Product
 from ewc_tutorial.fisher.closed_forms.squares import squares_by_closed_forms
@@ -56,6 +57,8 @@ class Engine:
 
     Attributes:
         explanation: what each parameter got, in words.
+        bases: eigenvectors of the factors of each layer, once they are known; from then on the
+            squares in them are wanted, under ``weight:E``, and nothing else.
     """
 
     def __init__(
@@ -68,6 +71,7 @@ class Engine:
         self.model = model
         self.layers = dict(layers or {})
         self.transposed = transposed
+        self.bases: dict[str, Basis] = {}
         self.parameters = {name: model.get_parameter(name) for name in names}
         self.device = self.parameters[names[0]].device
         self.explanation: dict[str, str] = {}
@@ -92,7 +96,12 @@ class Engine:
         for name, p in self.parameters.items():
             # A float16 has no room for squares: the small ones are zero, the large ones infinite.
             dtype = torch.promote_types(p.dtype, torch.float32)
-            if name in self.layers:
+            if name in self.bases:
+                U_A, U_G = self.bases[name]
+                found[f"{name}:E"] = (len(U_G), len(U_A)), dtype
+            elif self.bases:
+                continue
+            elif name in self.layers:
                 outputs, inputs = p.T.shape if name in self.transposed else p.flatten(1).shape
                 inputs += self.layers[name] is not None
                 found[f"{name}:A"] = (inputs, inputs), dtype
@@ -150,9 +159,15 @@ class Engine:
         outputs, uses = self._forward(take(x, [0, 0]) if twice else x)
         for weight, bias in self.layers.items():
             _check_products(weight, bias, uses, weight in self.transposed)
+        if self.bases:
+            uses = {name: uses[name] for name in self.bases}
         seeds = make_seeds(outputs[:batch].detach())
         padded = Seeds(lambda: map(_with_a_row_of_zeros, seeds), len(seeds)) if twice else seeds
-        sums = squares_by_closed_forms(outputs, self.parameters, uses, padded, self.layers)
+        sums = squares_by_closed_forms(
+            outputs, self.parameters, uses, padded, self.layers, self.bases
+        )
+        if self.bases:
+            return sums
         if twice:  # the second copy has no gradient, but inputs
             sums |= {f"{name}:A": sums[f"{name}:A"] / 2 for name in self.layers}
         self.explanation |= {name: _description(seen) for name, seen in uses.items()}

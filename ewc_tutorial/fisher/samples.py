@@ -43,6 +43,10 @@ class Samples:
         """
         raise NotImplementedError
 
+    def repeatable(self) -> Callable[[], Samples]:
+        """Return what gives the same samples each time; of a stream they are then all held."""
+        raise NotImplementedError
+
 
 class _Indexed(Samples):
     """Samples that can be fetched by their numbers."""
@@ -62,9 +66,12 @@ class _Indexed(Samples):
             if len(indices):
                 yield self._fetch(indices)
 
+    def repeatable(self) -> Callable[[], Samples]:
+        return lambda: self
+
 
 class Stream(Samples):
-    """An iterable of batches, gone through once; no more than two batches are held.
+    """An iterable of batches, gone through once; no more than two batches are held at a time.
 
     Args:
         batches: what ``read`` takes.
@@ -101,6 +108,10 @@ class Stream(Samples):
             for batch in batches:
                 for start in range(0, rows_of(batch[0]), size):
                     yield _slice(batch, start, start + size)
+
+    def repeatable(self) -> Callable[[], Samples]:
+        held = list(self.batches(None))
+        return lambda: Stream(held, None, lambda batch: batch)
 
 
 def make_samples(data: Any, n_samples: int | None, generator: torch.Generator) -> Samples:

@@ -110,7 +110,7 @@ class LoraEWC(EWC):
         for parameter, gradient in zip(trainable, gradients, strict=True):
             parameter.grad = gradient if parameter.grad is None else parameter.grad.add_(gradient)
 
-    def attach(self, optimizer: torch.optim.Optimizer, every: int = 1) -> Attachment:
+    def attach(self, optimizer: torch.optim.Optimizer, every: int | None = None) -> Attachment:
         """:meth:`EWC.attach`, with the half-steps of :meth:`proximal_step_`.
 
         Raises:

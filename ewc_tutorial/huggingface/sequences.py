@@ -54,6 +54,7 @@ def sequence_fisher(
     progress: bool = False,
     layers: Mapping[str, str | None] | None = None,
     transposed: Collection[str] = (),
+    eigenvalues: str = "product",
 ) -> dict[str, Tensor]:
     """Return the diagonal Fisher information, the mean over *sequences* of the squared score.
 
@@ -86,6 +87,7 @@ def sequence_fisher(
         progress: show a progress bar if it takes longer than about a second.
         layers: weights, with their biases, whose Kronecker factors are wanted instead.
         transposed: those of them that are stored as (I, O), as GPT-2's are.
+        eigenvalues: of these, as for :func:`~ewc_tutorial.fisher.fisher_factors`.
 
     Returns:
         One tensor per trainable parameter, as :func:`~ewc_tutorial.fisher_diagonal` does; with
@@ -111,7 +113,7 @@ def sequence_fisher(
         f"model.{weight}": bias and f"model.{bias}" for weight, bias in (layers or {}).items()
     }
     turned = [f"model.{weight}" for weight in transposed]
-    factors = partial(fisher_factors, layers=inside, transposed=turned)
+    factors = partial(fisher_factors, layers=inside, transposed=turned, eigenvalues=eigenvalues)
     measure = factors if inside else fisher_diagonal
     fisher = measure(
         logits,

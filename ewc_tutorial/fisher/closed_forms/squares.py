@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ewc_tutorial.fisher.closed_forms.calls import plain_arithmetic, wide
-from ewc_tutorial.fisher.closed_forms.factors import LayerFactors
+from ewc_tutorial.fisher.closed_forms.factors import Basis, LayerFactors, rotated
 from ewc_tutorial.fisher.closed_forms.graph import Use
 from ewc_tutorial.fisher.closed_forms.sums import make_reducer
 from ewc_tutorial.fisher.likelihoods.base import Seeds
@@ -21,6 +21,7 @@ def squares_by_closed_forms(
     uses: dict[str, list[Use]],
     seeds: Seeds,
     layers: Mapping[str, str | None] | None = None,
+    bases: Mapping[str, Basis] | None = None,
 ) -> Squares:
     """Return Σ_n Σ_k (J_nᵀ s_nk)² for the parameters whose uses are given.
 
@@ -31,8 +32,10 @@ def squares_by_closed_forms(
         seeds: gradients by the outputs, each (B, ...).
         layers: weights, with their biases, that get the sums of Kronecker factors instead, under
             ``weight:A`` and ``weight:G``; all their uses are products.
+        bases: eigenvectors of the factors of all these weights; with them the sums are those of
+            the squares in that basis, under ``weight:E``.
     """
-    layers = layers or {}
+    layers, bases = layers or {}, bases or {}
     device = outputs.device
     edges = list({use.edge: None for seen in uses.values() for use in seen})
     place = {edge: i for i, edge in enumerate(edges)}
@@ -40,7 +43,11 @@ def squares_by_closed_forms(
     for name, seen in uses.items():
         if seen and name not in layers.values():
             parts, shape = [use.part for use in seen], parameters[name].shape
-            if name in layers:
+            if name in bases:
+                with plain_arithmetic(device):
+                    parts = rotated(parts, layers[name] is not None, bases[name])
+                shape = torch.Size(len(U) for U in reversed(bases[name]))
+            if name in layers and name not in bases:
                 reducer = LayerFactors(parts, layers[name] is not None)
             else:
                 reducer = make_reducer(parts, shape, len(seeds), _products_at_a_time(device))
@@ -59,7 +66,11 @@ def squares_by_closed_forms(
         diagonal = [name for name in uses if name not in factored]
         sums = {name: torch.zeros_like(wide(parameters[name].detach())) for name in diagonal}
         for name, reducer, _ in reducers:
-            if name in layers:
+            if name in bases:
+                if seeded:
+                    shape = [len(U) for U in reversed(bases[name])]
+                    sums[f"{name}:E"] = reducer.result().reshape(shape)  # type: ignore[attr-defined]
+            elif name in layers:
                 A, G = reducer.result()
                 sums |= {f"{name}:A": A} | ({f"{name}:G": G} if seeded else {})
             elif seeded:  # of one class alone, or of ignored tokens alone, there is nothing to sum
