@@ -28,7 +28,7 @@ PINS_MACOS = (14,)
 FIRST_NOTEBOOK = "notebooks/00_start_here.ipynb"
 LAB_PAGE = "notebooks/app/lambda_lab.ipynb"
 #: Folders of tests that take longer than a look at a change should: `test` runs them.
-SLOW_TESTS = ("notebooks", "browser", "speech", "wheel")
+SLOW_TESTS = ("browser", "speech", "wheel")
 UNIT_TESTS = ("tests", *("--ignore=tests/" + folder for folder in SLOW_TESTS))
 # A cell of a lesson takes at most about 15 s; slow machines get some slack.
 NBVAL = ("--nbval-lax", "--nbval-current-env", "--nbval-cell-timeout=300")

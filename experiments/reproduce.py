@@ -60,13 +60,13 @@ PUBLISHED_LAM = {"task": 1e5, "domain": 1e10, "class": 1e9}
 SPLIT_GRID = tuple(10.0**k for k in range(2, 12, 2))
 #: Per way to compute the Fisher information: options of ``fisher_diagonal`` and the grid of λ.
 VARIANTS: dict[str, tuple[dict[str, Any], tuple[float, ...]]] = {
-    "exact": ({"estimator": "exact"}, tuple(10.0**k for k in range(3, 8))),
-    "exact, 500": ({"estimator": "exact", "n_samples": 500}, tuple(10.0**k for k in range(4, 8))),
+    "exact": ({"estimator": "exact"}, tuple(10.0**k for k in range(2, 8))),
+    "exact, 500": ({"estimator": "exact", "n_samples": 500}, tuple(10.0**k for k in range(3, 8))),
     "sampled": ({"estimator": "sampled"}, tuple(10.0**k for k in range(5, 10))),
-    "empirical": ({"estimator": "empirical"}, tuple(10.0**k for k in range(7, 11))),
+    "empirical": ({"estimator": "empirical"}, tuple(10.0**k for k in range(6, 11))),
     "batched, 128": (
         {"estimator": "batched", "fisher_batch_size": 128},
-        tuple(10.0**k for k in range(9, 13)),
+        tuple(10.0**k for k in range(8, 13)),
     ),
 }
 KIRKPATRICK_GRID = {"L2": (0.01, 0.03, 0.1, 0.3), "EWC": (10.0, 30.0, 100.0, 300.0, 1000.0)}

@@ -23,7 +23,7 @@ except ImportError as error:
     ) from error
 
 from ewc_tutorial.course.exercises import check, reveal
-from ewc_tutorial.course.lesson import setup
+from ewc_tutorial.course.lesson import below, setup
 from ewc_tutorial.course.models import mlp, small_cnn
 from ewc_tutorial.course.protocol import PROTOCOL
 from ewc_tutorial.course.tasks import (
@@ -39,6 +39,7 @@ __all__ = [
     "PROTOCOL",
     "History",
     "Task",
+    "below",
     "check",
     "learn",
     "mlp",

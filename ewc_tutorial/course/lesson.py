@@ -6,12 +6,13 @@ import platform
 
 import torch
 
+from ewc_tutorial.course.plots.description import write_descriptions
 from ewc_tutorial.course.plots.style import set_style
 from ewc_tutorial.course.training import pick_device
 
 
 def setup(seed: int = 0, device: str = "cpu") -> torch.device:
-    """Seed PyTorch, set the course's plotting style, print one line of versions, return the device.
+    """Seed PyTorch, set up the course's figures, print one line of versions, return the device.
 
     This is the one function of the package that changes global state, and it is for notebooks.
 
@@ -25,6 +26,7 @@ def setup(seed: int = 0, device: str = "cpu") -> torch.device:
     """
     torch.manual_seed(seed)
     set_style()
+    write_descriptions()
     chosen = pick_device(device)
     if chosen.type == "cpu":
         torch.set_num_threads(1)
@@ -34,3 +36,12 @@ def setup(seed: int = 0, device: str = "cpu") -> torch.device:
         f"device: {name}, seed: {seed}"
     )
     return chosen
+
+
+def below(value: float | torch.Tensor, bound: float) -> str:
+    """Return ``"below 1e-06"`` for a value below such a bound, any other value with two digits.
+
+    Of a rounding error it is the size that counts, and that it repeats: its digits do not.
+    """
+    value = float(torch.as_tensor(value).detach())
+    return f"below {bound:g}" if abs(value) < bound else f"{value:.2g}"

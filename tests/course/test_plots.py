@@ -11,6 +11,7 @@ import pytest
 from matplotlib.axes import Axes
 
 from ewc_tutorial.course import plots
+from ewc_tutorial.course.plots.description import MOST
 from ewc_tutorial.course.plots.style import looks
 
 NAMES = ("one", "two", "three", "four", "five")
@@ -140,18 +141,57 @@ def test_no_two_looks_are_alike(own, count, markers):
 def test_nobody_else_gets_the_look_of_a_name_that_has_one():
     (a, ewc, b) = looks(["a", "EWC", "b"], plots.METHOD_STYLE)
     assert ewc == plots.METHOD_STYLE["EWC"]
-    for other in (a, b):
+    styles = plots.METHOD_STYLE.values()
+    for other in (a, b):  # nor that of a name that might have been there
+        assert all(other["color"] != style["color"] for style in styles)
         assert all(other[key] != ewc[key] for key in ("color", "linestyle", "marker", "label"))
 
 
 def test_rules_and_methods_keep_their_looks():
     ax = plots.accuracy_by_task({"latest, γ = 1": np.ones((1, 2)), "other": np.ones((1, 2))})
     colors = [line.get_color() for line in ax.get_lines()]
-    assert colors == [plots.RULE_STYLE["latest"]["color"], "C0"]
+    assert colors == [plots.RULE_STYLE["latest"]["color"], "C5"]
 
 
 def test_seven_tasks_have_seven_springs():
-    with pytest.raises(ValueError, match="zip"):
-        plots.label_panels([plt.gca()] * 27)
     ax = plots.collapsed_springs(X, np.ones((7, K)), (1.0, 0.0))
     assert [t.get_text() for t in ax.get_legend().get_texts()][-2:] == ["task G", "sum"]
+
+
+def test_alternative_text_tells_what_was_drawn():
+    values = {"EWC": [[0.1, 0.9, 0.6]] * 3, "L2": [[0.1, 0.2, 0.3]] * 3}
+    plots.lambda_ladder([1, 10, 100], values, chosen=10)
+    text = plots.alternative_text(plt.gcf())
+    assert text == (
+        "Accuracies against λ on a logarithmic axis. Across λ, logarithmic; up test accuracy. "
+        "EWC begins at 0.1, is highest at 10 with 0.9, ends at 0.6; L2 rises from 0.1 to 0.3."
+    )
+
+
+def test_alternative_text_names_panels_and_rows():
+    shares = {name: {"as trained": [0.2], "task is told": [0.9]} for name in ("λ = 100", "none")}
+    text = plots.alternative_text(plots.recovery(shares, joint=0.95)[0].figure)
+    assert text.startswith("2 panels. Accuracies of networks")
+    assert "λ = 100: as trained 0.2" in text
+    assert "λ = 100: task is told 0.9" in text
+    assert "joint training at 0.95" in text
+
+
+def test_alternative_text_of_many_curves_tells_less_of_each():
+    _, axes = plt.subplots(3, 3)
+    for n, ax in enumerate(axes.flat):
+        plots.lambda_ladder(X, {k: v * (1 - n / 20) for k, v in table(SEEDS, K).items()}, ax)
+        ax.set_title(f"panel number {n}")
+    text = plots.alternative_text(plt.gcf())
+    assert len(text) < 1.5 * MOST
+    assert "begins" not in text
+    assert all(f"anel number {n}" in text for n in range(9))
+
+
+@pytest.mark.parametrize("figure", FIGURES)
+def test_every_figure_has_an_alternative_text_of_its_own(figure):
+    FIGURES[figure]()
+    text = plots.alternative_text(plt.gcf())
+    assert len(text) > 60
+    assert "None" not in text
+    assert "nan" not in text

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import base64
+import io
 import re
 from pathlib import Path
 
 import nbformat
 import pytest
+from PIL import Image
 
 from ewc_tutorial.course.exercises import EXERCISES
 
@@ -94,9 +97,43 @@ def test_an_untouched_exercise_says_so(notebook):
             assert "Not attempted yet" in output.data["text/plain"]
 
 
-def test_every_figure_has_alternative_text(notebook):
-    figures = sum("image/png" in o.get("data", {}) for c in code(notebook) for o in c.outputs)
-    assert len(re.findall(r"\*Figure", prose(notebook))) >= figures
+def pictures(notebook):
+    return [o for c in code(notebook) for o in c.outputs if "image/png" in o.get("data", {})]
+
+
+def test_every_figure_is_told_in_the_prose(notebook):
+    assert len(re.findall(r"\*Figure", prose(notebook))) >= len(pictures(notebook))
+
+
+def test_every_picture_carries_its_alternative_text(notebook):
+    for output in pictures(notebook):
+        text = output.metadata.get("image/png", {}).get("alt", "")
+        assert len(text) >= 80, output.data["text/plain"]
+        assert re.search(r"\d", text), text
+        data = base64.b64decode(output.data["image/png"])
+        with Image.open(io.BytesIO(data)) as picture:
+            assert picture.text["Description"] == text
+
+
+def test_no_two_pictures_have_the_same_alternative_text():
+    texts = [
+        output.metadata["image/png"]["alt"]
+        for path in NOTEBOOKS
+        for output in pictures(nbformat.read(path, as_version=4))
+    ]
+    assert len(texts) == len(set(texts))
+
+
+def test_numbers_are_printed_and_not_that_they_are_right(notebook):
+    """A boolean stands only where the statement is one."""
+    lines = [
+        line
+        for cell in code(notebook)
+        if cell.source.startswith("# NBVAL_CHECK_OUTPUT")
+        for output in cell.outputs
+        for line in output.get("text", "").splitlines()
+    ]
+    assert sum(bool(re.search(r"\b(True|False)\b", line)) for line in lines) <= len(lines) / 10
 
 
 def test_links_between_files_lead_somewhere(path, notebook):

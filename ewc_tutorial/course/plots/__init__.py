@@ -32,6 +32,7 @@ from ewc_tutorial.course.plots.curves import (
     mean_accuracy,
     overlap_by_layer,
 )
+from ewc_tutorial.course.plots.description import alternative_text, describe
 from ewc_tutorial.course.plots.explorer import (
     best_lambda_chart,
     curves_at,
@@ -99,7 +100,6 @@ from ewc_tutorial.course.plots.style import (
     METHOD_STYLE,
     axes_or_new,
     curve_with_band,
-    label_panels,
     set_style,
 )
 from ewc_tutorial.course.plots.unlearning import (
@@ -123,6 +123,7 @@ __all__ = [
     "accuracy_by_task",
     "accuracy_matrix",
     "accuracy_per_task",
+    "alternative_text",
     "anchor_panels",
     "answered_tasks",
     "axes_or_new",
@@ -141,6 +142,7 @@ __all__ = [
     "curve_with_band",
     "curves_at",
     "curves_by_lambda",
+    "describe",
     "error_rate_moves",
     "error_rates_by_lambda",
     "error_trade_off",
@@ -154,7 +156,6 @@ __all__ = [
     "guide_slope",
     "image_row",
     "importance_histograms",
-    "label_panels",
     "lambda_choice",
     "lambda_curves",
     "lambda_ladder",

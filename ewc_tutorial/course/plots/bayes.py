@@ -14,6 +14,7 @@ from matplotlib.legend_handler import HandlerTuple
 from matplotlib.lines import Line2D
 from numpy.typing import ArrayLike
 
+from ewc_tutorial.course.plots.description import described
 from ewc_tutorial.course.plots.style import METHOD_STYLE, axes_or_new, looks, without_marker
 
 #: What is kept of task A, and how it is drawn wherever it occurs in this notebook.
@@ -71,6 +72,7 @@ def marks(ax: Axes, points: Mapping[str, ArrayLike]) -> None:
         ax.plot(first, second, linestyle="none", zorder=5, **style)
 
 
+@described
 def task_and_plane(
     inputs: Mapping[str, tuple[ArrayLike, ArrayLike]],
     points: ArrayLike,
@@ -101,6 +103,7 @@ def task_and_plane(
     return figure
 
 
+@described("densities over the plane of the two weights")
 def posterior_panels(
     points: ArrayLike, log_densities: Mapping[str, ArrayLike], optima: Mapping[str, ArrayLike]
 ) -> Figure:
@@ -117,6 +120,7 @@ def posterior_panels(
     return figure
 
 
+@described
 def laplace_panel(
     ax: Axes, points: ArrayLike, log_exact: ArrayLike, log_laplace: ArrayLike, title: str = ""
 ) -> None:
@@ -130,6 +134,7 @@ def laplace_panel(
     ax.set_title(title)
 
 
+@described
 def orders(
     sizes: ArrayLike,
     errors: Mapping[str, ArrayLike],
@@ -166,6 +171,7 @@ def orders(
     return ax
 
 
+@described
 def step_against_kl(
     steps: ArrayLike, kl: Mapping[str, ArrayLike], quadratic: Mapping[str, ArrayLike], ax: Axes
 ) -> None:
@@ -177,6 +183,7 @@ def step_against_kl(
     ax.legend(fontsize="small")
 
 
+@described
 def memory_panels(
     points: ArrayLike,
     log_exact: ArrayLike,
@@ -221,6 +228,7 @@ def memory_panels(
     return figure
 
 
+@described
 def rotation(angles: ArrayLike, distances: Mapping[str, ArrayLike], ax: Axes | None = None) -> Axes:
     """Draw how far from the joint optimum each memory ends, against the angle of the coordinates.
 
@@ -242,6 +250,7 @@ def rotation(angles: ArrayLike, distances: Mapping[str, ArrayLike], ax: Axes | N
     return ax
 
 
+@described
 def lambda_scan(
     lambdas: ArrayLike,
     distances: Mapping[str, ArrayLike],
@@ -277,6 +286,7 @@ def lambda_scan(
     return ax
 
 
+@described
 def best_lambdas(ratios: Mapping[str, Mapping[str, ArrayLike]]) -> Figure:
     """Draw over many pairs of tasks which λ ended nearest to the joint optimum.
 
@@ -292,7 +302,7 @@ def best_lambdas(ratios: Mapping[str, Mapping[str, ArrayLike]]) -> Figure:
             style = {"color": MEMORY_STYLE[kind]["color"], "solid_capstyle": "butt"}
             ax.plot([low, high], [-row, -row], lw=2, **style)
             ax.plot([first, third], [-row, -row], lw=12, alpha=0.7, **style)
-            ax.plot(median, -row, "|", color="black", ms=16, mew=2.5)
+            ax.plot(median, -row, "|", color="black", ms=16, mew=2.5, label="median")
         names = [MEMORY_STYLE[kind]["label"] for kind in by_kind]
         ax.set_yticks([-row for row in range(len(names))], names)
         ax.axvline(1, color="black", lw=1.2, linestyle=(0, (1, 1)))
@@ -302,6 +312,7 @@ def best_lambdas(ratios: Mapping[str, Mapping[str, ArrayLike]]) -> Figure:
     return figure
 
 
+@described
 def matrices(entries: Mapping[str, ArrayLike]) -> Figure:
     """Draw square matrices as pictures with one colour scale, symmetric around zero."""
     figure, axes = plt.subplots(1, len(entries), figsize=(11, 3.4))

@@ -8,9 +8,11 @@ import numpy as np
 from matplotlib.axes import Axes
 from numpy.typing import ArrayLike
 
+from ewc_tutorial.course.plots.description import described
 from ewc_tutorial.course.plots.style import METHOD_STYLE, axes_or_new, looks
 
 
+@described
 def program_chart(
     labels: Sequence[str],
     accuracies: ArrayLike,
@@ -52,6 +54,7 @@ def program_chart(
     return ax
 
 
+@described
 def penalty_traces(traces: Mapping[str, ArrayLike], epoch: int, ax: Axes | None = None) -> Axes:
     """Draw the penalty over the steps on the new task, one line per program.
 
@@ -72,6 +75,7 @@ def penalty_traces(traces: Mapping[str, ArrayLike], epoch: int, ax: Axes | None 
     return ax
 
 
+@described
 def old_against_new(
     curves: Mapping[str, ArrayLike], ax: Axes | None = None, *, plain: ArrayLike | None = None
 ) -> Axes:

@@ -11,12 +11,14 @@ from matplotlib.axes import Axes
 from matplotlib.colors import LinearSegmentedColormap
 from numpy.typing import ArrayLike
 
+from ewc_tutorial.course.plots.description import described
 from ewc_tutorial.course.plots.style import METHOD_STYLE, axes_or_new, curve_with_band, looks
 
 #: Drawn behind the time in which a row's own task is trained.
 _OWN_PHASE = "0.92"
 
 
+@described
 def forgetting_curves(
     steps: ArrayLike,
     curves: Mapping[str, ArrayLike],
@@ -71,6 +73,7 @@ def forgetting_curves(
     return axes
 
 
+@described
 def mean_accuracy(
     means: Mapping[str, ArrayLike], ax: Axes | None = None, single: float | None = None
 ) -> Axes:
@@ -101,6 +104,7 @@ def mean_accuracy(
     return ax
 
 
+@described("the accuracy on each task learned so far")
 def accuracy_per_task(
     accuracies: Mapping[str, ArrayLike], learned: int, ax: Axes | None = None
 ) -> Axes:
@@ -131,6 +135,7 @@ def accuracy_per_task(
     return ax
 
 
+@described
 def accuracy_matrix(
     R: ArrayLike, tasks: Sequence[str], ax: Axes | None = None, colorbar: bool = True
 ) -> Axes:
@@ -159,6 +164,7 @@ def accuracy_matrix(
     return ax
 
 
+@described
 def overlap_by_layer(
     overlaps: Mapping[str, ArrayLike], layers: Sequence[str], ax: Axes | None = None
 ) -> Axes:
@@ -180,6 +186,7 @@ def overlap_by_layer(
     return ax
 
 
+@described
 def lambda_ladder(
     lambdas: ArrayLike,
     accuracies: Mapping[str, ArrayLike],

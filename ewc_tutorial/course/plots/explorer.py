@@ -10,6 +10,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from numpy.typing import ArrayLike, NDArray
 
+from ewc_tutorial.course.plots.description import described
 from ewc_tutorial.course.plots.style import (
     ESTIMATOR_STYLE,
     METHOD_STYLE,
@@ -17,6 +18,7 @@ from ewc_tutorial.course.plots.style import (
     curve_with_band,
     looks,
 )
+from ewc_tutorial.course.plots.words import name_places
 
 _STYLES = ESTIMATOR_STYLE | METHOD_STYLE
 #: Of what a figure without methods or estimators shows first, often an average.
@@ -43,6 +45,7 @@ def power_of_ten(exponent: int) -> str:
     return "10" + str(exponent).translate(str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹"))
 
 
+@described
 def lambda_curves(
     lambdas: ArrayLike,
     series: Mapping[str, ArrayLike],
@@ -88,6 +91,7 @@ def lambda_curves(
     if at is not None:
         ax.axvline(np.interp(at, lambdas, x), color="0.5", lw=1)
     _lambda_ticks(ax, lambdas, x)
+    name_places(ax, lambda at: lambda_text(np.interp(at, x, lambdas)))
     ax.set(xlabel="λ", ylabel=ylabel, title=title)
     if ylim is not None:
         ax.set_ylim(*ylim)
@@ -95,6 +99,7 @@ def lambda_curves(
     return ax
 
 
+@described
 def frontier(
     lambdas: ArrayLike,
     paths: Mapping[str, tuple[ArrayLike, ArrayLike]],
@@ -136,6 +141,7 @@ def frontier(
     return ax
 
 
+@described
 def curves_at(
     steps: ArrayLike,
     curves: ArrayLike,
@@ -174,6 +180,7 @@ def curves_at(
     return ax
 
 
+@described("forgetting curves, one panel per λ")
 def curves_by_lambda(
     lambdas: ArrayLike,
     steps: ArrayLike,
@@ -208,6 +215,7 @@ def curves_by_lambda(
     return axes
 
 
+@described
 def best_lambda_chart(
     rows: Mapping[str, tuple[float, ArrayLike, float]], ax: Axes | None = None
 ) -> Axes:

@@ -10,6 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.colors import LogNorm
 from numpy.typing import ArrayLike
 
+from ewc_tutorial.course.plots.description import described
 from ewc_tutorial.course.plots.style import ESTIMATOR_STYLE, axes_or_new
 
 _LAYER_STYLES = (
@@ -20,6 +21,7 @@ _LAYER_STYLES = (
 )
 
 
+@described("one number per pixel of an image")
 def pixel_map(
     values: ArrayLike,
     title: str = "",
@@ -43,6 +45,7 @@ def pixel_map(
     return ax
 
 
+@described
 def unit_maps(
     maps: ArrayLike, rows: int, title: str = "", floor: float = 1e-6, ax: Axes | None = None
 ) -> Axes:
@@ -75,6 +78,7 @@ def unit_maps(
     return ax
 
 
+@described
 def importance_histograms(layers: Mapping[str, ArrayLike], ax: Axes | None = None) -> Axes:
     """Draw how log₁₀F is distributed in each layer; the legend gives the share of exact zeros."""
     ax = axes_or_new(ax)
@@ -91,6 +95,7 @@ def importance_histograms(layers: Mapping[str, ArrayLike], ax: Axes | None = Non
     return ax
 
 
+@described
 def fisher_scatter(
     F: ArrayLike,
     other: ArrayLike,
@@ -130,6 +135,7 @@ def fisher_scatter(
     return ax
 
 
+@described
 def batch_trap(
     batch_sizes: ArrayLike,
     measured: ArrayLike,
@@ -161,6 +167,7 @@ def batch_trap(
     return ax
 
 
+@described
 def certainty_cloud(
     unsure: ArrayLike, totals: Mapping[str, ArrayLike], ax: Axes | None = None
 ) -> Axes:
@@ -181,6 +188,7 @@ def certainty_cloud(
     return _certainty_axes(ax, "each dot: one training image")
 
 
+@described
 def certainty_path(
     unsure: ArrayLike,
     totals: Mapping[str, ArrayLike],
@@ -221,6 +229,7 @@ def guide_slope(ax: Axes, x: Sequence[float], y: float, slope: int, text: str) -
     ax.text(middle, 1.6 * y * (middle / x[0]) ** slope, text, fontsize=9, color="0.2")
 
 
+@described
 def sampling_error(
     n: ArrayLike,
     errors: Mapping[str, ArrayLike],

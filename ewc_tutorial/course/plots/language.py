@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import cycle
 
 import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.axes import Axes
 from numpy.typing import ArrayLike
 
+from ewc_tutorial.course.plots.description import described
 from ewc_tutorial.course.plots.style import METHOD_STYLE, Look, axes_or_new, looks, standard_error
 
 #: Methods that only this notebook has; the others look as everywhere in the course.
@@ -27,6 +29,7 @@ _STYLE: dict[str, Look] = {
 }
 
 
+@described
 def perplexity_over_time(
     runs: Mapping[str, Mapping[str, Sequence[float]]],
     boundaries: Sequence[int],
@@ -62,6 +65,7 @@ def perplexity_over_time(
     return axes
 
 
+@described
 def perplexity_by_stage(
     methods: Mapping[str, ArrayLike], names: Sequence[str], axes: Sequence[Axes] | None = None
 ) -> Sequence[Axes]:
@@ -88,19 +92,30 @@ def perplexity_by_stage(
     return axes
 
 
+@described
 def protection(
-    points: Mapping[str, tuple[ArrayLike, ArrayLike, Sequence[float]]], ax: Axes | None = None
-) -> Axes:
+    points: Mapping[str, tuple[ArrayLike, ArrayLike, Sequence[float]]],
+    axes: Sequence[Axes] | None = None,
+    learned: float = 1.65,
+) -> Sequence[Axes]:
     """Draw what is kept against what is learned: one curve over λ per method, lower left is best.
+
+    On the right once more the part in which the newest instance is learned, with λ at the points.
 
     Args:
         points: method → (perplexity of the last instance, of the earlier ones, λ); the first two
             have shape (seeds, λ). Crosses show ± 1 standard error.
+        axes: two.
+        learned: perplexity of the newest instance at which the right panel ends.
     """
-    ax = axes_or_new(ax, (7.2, 4.4))
-    named: list[tuple[float, float]] = []
-    for (new, old, lambdas), look in zip(points.values(), looks(points, _STYLE), strict=True):
-        new, old = np.atleast_2d(np.asarray(new)), np.atleast_2d(np.asarray(old))
+    if axes is None:
+        axes = plt.subplots(1, 2, figsize=(11, 4.6), sharey=True)[1]
+    lines = looks(points, _STYLE)
+    curves = [(np.atleast_2d(np.asarray(new)), np.atleast_2d(np.asarray(old)), lambdas)
+              for new, old, lambdas in points.values()]  # fmt: skip
+    for ax, (new, old, lambdas), look in (
+        (ax, *pair) for ax in axes for pair in zip(curves, lines, strict=True)
+    ):
         one = len(lambdas) == 1
         ax.errorbar(
             new.mean(0),
@@ -111,28 +126,35 @@ def protection(
             elinewidth=0.8,
             **(look | ({"linestyle": "none"} if one else {})),
         )
+    # Curves that run side by side have their numbers on different sides.
+    sides = cycle((((5, 3), "left"), ((-6, -9), "right"), ((5, -10), "left")))
+    for (new, old, lambdas), look in zip(curves, lines, strict=True):
+        if len(lambdas) == 1:
+            continue
+        offset, align = next(sides)
         for x, y, lam in zip(new.mean(0), old.mean(0), lambdas, strict=True):
-            # Where curves meet, one number is enough.
-            near = any(np.hypot(np.log(x / u), np.log(y / v)) < 0.06 for u, v in named)
-            if not one and not near:
-                named.append((x, y))
-                text = f"{lam:,g}" if lam < 1 else f"{lam:,.0f}"
-                place = {"xytext": (6, 4), "textcoords": "offset points"}
-                ax.annotate(text, (x, y), **place, fontsize="x-small", color=look["color"])
-    ax.set(
-        xscale="log",
-        yscale="log",
-        xlabel="perplexity of the newest instance",
-        ylabel="perplexity of the earlier instances",
-    )
-    for axis in (ax.xaxis, ax.yaxis):
-        axis.set_major_locator(plt.FixedLocator([1.25, 1.5, 2, 3, 4, 5]))
-        axis.set_major_formatter(plt.FuncFormatter(lambda value, _: f"{value:g}"))
-        axis.set_minor_locator(plt.NullLocator())
-    ax.legend(fontsize="small", loc="upper left", bbox_to_anchor=(1.01, 1.0))
-    return ax
+            (axes[1] if x < learned else axes[0]).annotate(
+                f"{lam:,g}" if lam < 1 else f"{lam:,.0f}", (x, y), xytext=offset, ha=align,
+                textcoords="offset points", fontsize="x-small", color=look["color"],
+            )  # fmt: skip
+    for ax in axes:
+        ax.set(xscale="log", yscale="log", xlabel="perplexity of the newest instance")
+        for axis in (ax.xaxis, ax.yaxis):
+            axis.set_major_locator(plt.FixedLocator([1.25, 1.3, 1.4, 1.5, 2, 3, 4, 5]))
+            axis.set_major_formatter(plt.FuncFormatter(lambda value, _: f"{value:g}"))
+            axis.set_minor_locator(plt.NullLocator())
+    axes[0].xaxis.set_major_locator(plt.FixedLocator([1.25, 1.5, 2, 3, 4, 5]))
+    axes[0].yaxis.set_major_locator(plt.FixedLocator([1.25, 1.5, 2, 3, 4, 5]))
+    lowest = min(float(new.mean(0).min()) for new, _, _ in curves)
+    axes[1].set_xlim(0.985 * lowest, max(learned, 1.01 * lowest))
+    axes[0].axvspan(*axes[1].get_xlim(), color="0.93", lw=0, zorder=0)
+    axes[0].set(ylabel="perplexity of the earlier instances", title="all λ; grey: the right panel")
+    axes[1].set_title("where the newest instance is learned, with λ")
+    axes[1].legend(fontsize="small", loc="upper left", bbox_to_anchor=(1.01, 1.0))
+    return axes
 
 
+@described
 def factor_by_batch(
     sizes: Sequence[int], measured: ArrayLike, predicted: ArrayLike, ax: Axes | None = None
 ) -> Axes:

@@ -11,6 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.patches import Ellipse
 from numpy.typing import ArrayLike
 
+from ewc_tutorial.course.plots.description import described
 from ewc_tutorial.course.plots.style import (
     Look,
     axes_or_new,
@@ -28,6 +29,7 @@ RULE_STYLE: dict[str, Look] = {
 }
 
 
+@described
 def anchor_panels(
     optima: ArrayLike,
     fishers: ArrayLike,
@@ -65,6 +67,7 @@ def anchor_panels(
     return axes
 
 
+@described
 def task_weights(
     weights: Mapping[str, ArrayLike], ax: Axes | None = None, fair: bool = True
 ) -> Axes:
@@ -86,6 +89,7 @@ def task_weights(
     return ax
 
 
+@described
 def accuracy_by_task(
     accuracies: Mapping[str, ArrayLike], ax: Axes | None = None, joint: float | None = None
 ) -> Axes:
@@ -113,6 +117,7 @@ def accuracy_by_task(
     return ax
 
 
+@described
 def paired_dots(
     rows: Mapping[str, Mapping[str, ArrayLike]], ax: Axes | None = None, xlabel: str = ""
 ) -> Axes:
@@ -152,6 +157,7 @@ def paired_dots(
     return ax
 
 
+@described
 def cost_curves(
     tasks: ArrayLike,
     seconds: Mapping[str, ArrayLike],
@@ -179,6 +185,7 @@ def cost_curves(
     return axes
 
 
+@described
 def free_by_layer(
     shares: Mapping[str, ArrayLike],
     layers: Sequence[str],
@@ -215,4 +222,5 @@ def free_by_layer(
 def _looks(names: Iterable[str]) -> list[Look]:
     """Return looks in which a name has that of the rule it begins with."""
     rules = {name: name.split(",")[0].split()[0] for name in names}
-    return looks(rules, {n: RULE_STYLE[rule] for n, rule in rules.items() if rule in RULE_STYLE})
+    own = {name: RULE_STYLE[rule] for name, rule in rules.items() if rule in RULE_STYLE}
+    return looks(rules, RULE_STYLE | own)

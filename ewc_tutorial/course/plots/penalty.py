@@ -10,6 +10,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from numpy.typing import ArrayLike
 
+from ewc_tutorial.course.plots.description import described
 from ewc_tutorial.course.plots.style import (
     ESTIMATOR_STYLE,
     METHOD_STYLE,
@@ -34,6 +35,7 @@ _UPDATE_STYLE: dict[str, Look] = {
 }
 
 
+@described
 def stiffness_histogram(fisher: ArrayLike, ax: Axes | None = None) -> Axes:
     """Draw how many weights have which Fisher information F, on a logarithmic axis.
 
@@ -62,6 +64,7 @@ def stiffness_histogram(fisher: ArrayLike, ax: Axes | None = None) -> Axes:
     return ax
 
 
+@described
 def two_bowls(
     x: ArrayLike,
     y: ArrayLike,
@@ -106,6 +109,7 @@ def two_bowls(
     return ax
 
 
+@described("the loss on A over the loss on B along each path of the optimum")
 def trade_off(
     losses: Mapping[str, ArrayLike], ax: Axes | None = None, *, mark: int | None = None
 ) -> Axes:
@@ -126,6 +130,7 @@ def trade_off(
     return ax
 
 
+@described
 def penalised_bowl(
     x: ArrayLike,
     y: ArrayLike,
@@ -152,11 +157,12 @@ def penalised_bowl(
         colour = _TASK_STYLE[task]["colors"]
         ax.plot(*point, marker="*", markersize=12, color=colour, markeredgecolor="white")
         ax.annotate(task, point, xytext=(6, -12), textcoords="offset points", color=colour)
-    ax.plot(*np.asarray(optimum), "o", color="black", ms=7)
+    ax.plot(*np.asarray(optimum), "o", color="black", ms=7, label="minimum")
     ax.set(xlabel="weight 1", ylabel="weight 2", aspect="equal", title=title)
     return ax
 
 
+@described
 def pull_share(
     x: ArrayLike, gradient: ArrayLike, proximal: ArrayLike, ax: Axes | None = None
 ) -> Axes:
@@ -180,6 +186,7 @@ def pull_share(
     return ax
 
 
+@described
 def spring_steps(trajectories: Mapping[str, ArrayLike], ax: Axes | None = None) -> Axes:
     """Draw the stretch θ − θ* of one weight over the steps, one line per label.
 
@@ -201,6 +208,7 @@ def spring_steps(trajectories: Mapping[str, ArrayLike], ax: Axes | None = None) 
     return ax
 
 
+@described
 def stretch_over_steps(runs: Mapping[str, ArrayLike], ax: Axes | None = None) -> Axes:
     """Draw how far the stiffest weight is from its anchor over the training steps.
 
@@ -215,6 +223,7 @@ def stretch_over_steps(runs: Mapping[str, ArrayLike], ax: Axes | None = None) ->
     return ax
 
 
+@described
 def accuracy_by_lambda(
     lambdas: ArrayLike | Mapping[str, ArrayLike],
     curves: Mapping[str, ArrayLike],
@@ -246,6 +255,7 @@ def accuracy_by_lambda(
     return ax
 
 
+@described
 def stability(
     lambdas: ArrayLike,
     gradient: ArrayLike,
@@ -288,6 +298,7 @@ def stability(
     return ax
 
 
+@described
 def fisher_along_training(
     steps: ArrayLike, totals: Mapping[str, ArrayLike], ax: Axes | None = None
 ) -> Axes:
@@ -310,6 +321,7 @@ def fisher_along_training(
     return ax
 
 
+@described
 def published_lambdas(
     labels: Sequence[str], published: ArrayLike, converted: ArrayLike, ax: Axes | None = None
 ) -> Axes:
@@ -332,6 +344,7 @@ def published_lambdas(
     return ax
 
 
+@described
 def collapsed_springs(
     theta: ArrayLike,
     terms: ArrayLike,

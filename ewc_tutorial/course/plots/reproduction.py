@@ -8,9 +8,11 @@ import numpy as np
 from matplotlib.axes import Axes
 from numpy.typing import ArrayLike
 
+from ewc_tutorial.course.plots.description import described
 from ewc_tutorial.course.plots.style import ESTIMATOR_STYLE, Look, axes_or_new, looks
 
 
+@described
 def forest(
     labels: Sequence[str],
     z: ArrayLike,
@@ -44,6 +46,7 @@ def forest(
     return ax
 
 
+@described
 def lambda_choice(
     curves: Mapping[str, tuple[ArrayLike, ArrayLike]],
     published: Mapping[str, tuple[float, float]] | None = None,

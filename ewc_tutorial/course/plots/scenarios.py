@@ -11,9 +11,11 @@ from matplotlib.axes import Axes
 from matplotlib.colors import LinearSegmentedColormap
 from numpy.typing import ArrayLike, NDArray
 
+from ewc_tutorial.course.plots.description import described
 from ewc_tutorial.course.plots.style import METHOD_STYLE, axes_or_new, looks, standard_error
 
 
+@described
 def scenario_dots(
     ours: Mapping[str, Mapping[str, ArrayLike]],
     published: Mapping[str, Mapping[str, float]],
@@ -30,35 +32,24 @@ def scenario_dots(
     if axes is None:
         axes = plt.subplots(1, 2, figsize=(9.5, 3.9), sharey=True)[1]
     for ax, table in zip(axes, (ours, published), strict=True):
-        for column, scenario in enumerate(table):
-            methods = table[scenario]
-            for offset, values, look in zip(
-                _offsets(len(methods), 0.24),
-                methods.values(),
-                looks(methods, METHOD_STYLE),
-                strict=True,
-            ):
-                values = np.atleast_1d(np.asarray(values, dtype=float))
-                x = column + offset
+        methods = list(next(iter(table.values())))
+        for offset, method, look in zip(
+            _offsets(len(methods), 0.24), methods, looks(methods, METHOD_STYLE), strict=True
+        ):
+            runs = [np.atleast_1d(np.asarray(row[method], dtype=float)) for row in table.values()]
+            places = np.arange(len(runs)) + offset
+            means = [values.mean() for values in runs]
+            for x, values in zip(places, runs, strict=True):
                 if len(values) > 1:
                     ax.plot(np.full(len(values), x), values, ".", color=look["color"], alpha=0.5)
-                ax.plot(
-                    x,
-                    values.mean(),
-                    look["marker"],
-                    color=look["color"],
-                    markersize=9,
-                    markeredgecolor="white",
-                    label=look["label"] if column == 0 else None,
-                )
+            ax.plot(
+                places, means, markersize=9, markeredgecolor="white", **look | {"linestyle": "none"}
+            )
+            for x, mean in zip(places, means, strict=True):
                 ax.annotate(
-                    f"{100 * values.mean():.0f}",
-                    (x, values.mean()),
-                    xytext=(0, 9),
-                    textcoords="offset points",
-                    ha="center",
-                    fontsize="small",
-                )
+                    f"{100 * mean:.0f}", (x, mean), xytext=(0, 9), textcoords="offset points",
+                    ha="center", fontsize="small",
+                )  # fmt: skip
         ax.set(xticks=range(len(table)), xlim=(-0.5, len(table) - 0.5), ylim=(0, 1.12))
         ax.set_xticklabels(table)
         ax.set_yticks(np.linspace(0, 1, 6))
@@ -71,6 +62,7 @@ def scenario_dots(
     return axes
 
 
+@described
 def logit_paths(
     steps: ArrayLike,
     logits: Mapping[str, ArrayLike],
@@ -94,6 +86,7 @@ def logit_paths(
     return ax
 
 
+@described
 def answered_tasks(
     confusion: ArrayLike,
     tasks: Sequence[str],
@@ -128,36 +121,51 @@ def answered_tasks(
     return ax
 
 
+@described
 def recovery(
     shares: Mapping[str, Mapping[str, ArrayLike]],
-    ax: Axes | None = None,
+    axes: Sequence[Axes] | None = None,
     joint: float | None = None,
-) -> Axes:
+    told: str = "task is told",
+) -> Sequence[Axes]:
     """Draw accuracies of networks after repairs of growing size, one row of dots per repair.
 
     Args:
         shares: network → repair → accuracies in [0, 1], one per seed.
-        ax: where to draw.
+        axes: two; the second is for the easier question.
         joint: accuracy of joint training, as a vertical line.
+        told: the row that answers an easier question than the others, where one of two classes is
+            right and half of all guesses are.
     """
-    ax = axes_or_new(ax, (7.5, 3.0))
     repairs = list(next(iter(shares.values())))
+    groups = [[r for r in repairs if r != told], [r for r in repairs if r == told]]
+    if axes is None:
+        ratios = {"height_ratios": [len(groups[0]), max(1, len(groups[1])) + 0.3]}
+        axes = plt.subplots(2, 1, figsize=(7.5, 3.9), sharex=True, gridspec_kw=ratios)[1]
     networks = looks(shares, first=("C7", "C0", "C4", "C1"))
-    for shift, row, look in zip(_offsets(len(shares), 0.2), shares.values(), networks, strict=True):
-        values = [np.asarray(row[repair], dtype=float) for repair in repairs]
-        y = np.arange(len(repairs)) + shift
-        ax.errorbar(
-            [v.mean() for v in values], y, xerr=[float(standard_error(v)) for v in values],
-            markersize=7, capsize=3, **look | {"linestyle": "none"},
-        )  # fmt: skip
+    for ax, rows in zip(axes, groups, strict=True):
+        for shift, row, look in zip(
+            _offsets(len(shares), 0.2), shares.values(), networks, strict=True
+        ):
+            values = [np.asarray(row[repair], dtype=float) for repair in rows]
+            ax.errorbar(
+                [v.mean() for v in values], np.arange(len(rows)) + shift,
+                xerr=[float(standard_error(v)) for v in values],
+                markersize=7, capsize=3, **look | {"linestyle": "none"},
+            )  # fmt: skip
+        ax.set(yticks=range(len(rows)), xlim=(0, 1.02))
+        ax.set_ylim(max(1, len(rows)) - 0.5, -0.5)
+        ax.set_yticklabels(rows)
+        ax.grid(visible=False, axis="y")
     if joint is not None:
-        ax.axvline(joint, color="C2", ls=":", label="joint training")
-    ax.set(yticks=range(len(repairs)), xlim=(0, 1.02), xlabel="accuracy among all ten digits")
-    ax.set_yticklabels(repairs)
-    ax.invert_yaxis()
-    ax.grid(visible=False, axis="y")
-    ax.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), fontsize="small")
-    return ax
+        axes[0].axvline(joint, color="C2", ls=":", label="joint training")
+    axes[0].set_xlabel("accuracy among all ten digits")
+    axes[1].axvline(0.5, color="0.4", lw=1)
+    axes[1].annotate("guessing ", (0.5, 0.35), ha="right", fontsize="small", color="0.3")
+    axes[1].set_xlabel("accuracy among the two digits of the told task")
+    axes[0].tick_params(axis="x", labelbottom=True)
+    axes[0].legend(loc="center left", bbox_to_anchor=(1.0, 0.5), fontsize="small")
+    return axes
 
 
 def _offsets(count: int, most: float) -> NDArray[np.float64]:

@@ -9,6 +9,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from numpy.typing import ArrayLike
 
+from ewc_tutorial.course.plots.description import described
 from ewc_tutorial.course.plots.style import (
     METHOD_STYLE,
     axes_or_new,
@@ -27,6 +28,7 @@ LEARNING_STYLE = {
 }
 
 
+@described
 def waveform(wave: ArrayLike, rate: int, ax: Axes | None = None, title: str = "") -> Axes:
     """Draw a recording ``(samples,)`` over its time in seconds."""
     ax = axes_or_new(ax, (8.0, 2.0))
@@ -36,6 +38,7 @@ def waveform(wave: ArrayLike, rate: int, ax: Axes | None = None, title: str = ""
     return ax
 
 
+@described("how loud each frequency of a recording is over time")
 def spectrogram(
     wave: ArrayLike, rate: int, ax: Axes | None = None, title: str = "", top: float = 5000.0
 ) -> Axes:
@@ -55,6 +58,7 @@ def spectrogram(
     return ax
 
 
+@described
 def symbol_frames(
     probabilities: ArrayLike,
     symbols: Sequence[str],
@@ -86,6 +90,7 @@ def symbol_frames(
     return ax
 
 
+@described
 def learning_losses(runs: Mapping[str, Sequence[Mapping[str, float]]]) -> Sequence[Axes]:
     """Draw the loss on the corrections and the penalty over steps, a curve per training.
 
@@ -108,6 +113,7 @@ def learning_losses(runs: Mapping[str, Sequence[Mapping[str, float]]]) -> Sequen
     return axes
 
 
+@described
 def error_rate_moves(
     moves: Mapping[str, tuple[Mapping[str, float], Mapping[str, float]]], ax: Axes | None = None
 ) -> Axes:
@@ -146,6 +152,7 @@ def error_rate_moves(
     return ax
 
 
+@described
 def error_rates_by_lambda(
     lambdas: Sequence[float],
     old: ArrayLike,
@@ -181,8 +188,11 @@ def error_rates_by_lambda(
     return ax
 
 
+@described
 def error_trade_off(
-    runs: Mapping[str, tuple[ArrayLike, ArrayLike]], ax: Axes | None = None
+    runs: Mapping[str, tuple[ArrayLike, ArrayLike]],
+    ax: Axes | None = None,
+    lambdas: Mapping[str, Sequence[float]] | None = None,
 ) -> Axes:
     """Draw ways to learn in the plane of both word error rates; lower left is better.
 
@@ -190,15 +200,26 @@ def error_trade_off(
         runs: name (a key of :data:`LEARNING_STYLE`) → rates on new and on old voices, each
             ``(seeds, K)`` in [0, …]; the K points of a run, its λ, are joined in their order.
         ax: where to draw.
+        lambdas: name → the K values of λ, written at the points.
     """
     ax = axes_or_new(ax, (6.4, 4.4))
     styles = {name: look | {"label": name} for name, look in LEARNING_STYLE.items()}
-    for (new, old), look in zip(runs.values(), looks(runs, styles), strict=True):
+    for (name, (new, old)), look in zip(runs.items(), looks(runs, styles), strict=True):
         x, y = (100 * np.atleast_2d(np.asarray(r, dtype=float)) for r in (new, old))
         ax.errorbar(
             x.mean(axis=0), y.mean(axis=0), xerr=standard_error(x), yerr=standard_error(y),
             capsize=2, elinewidth=0.8, markersize=7, **look,
         )  # fmt: skip
+        # Below the lowest curve and above the others, where nothing else is.
+        side = {"xytext": (-5, -5), "ha": "right", "va": "top"}
+        if name != "EWC":
+            side = {"xytext": (5, 5), "ha": "left", "va": "bottom"}
+        values = (lambdas or {}).get(name, ())
+        for at_x, at_y, lam in zip(x.mean(axis=0), y.mean(axis=0), values, strict=False):
+            ax.annotate(
+                f"{lam:,g}", (at_x, at_y), textcoords="offset points", fontsize="x-small",
+                color=look["color"], **side,
+            )  # fmt: skip
     ax.set(
         xlabel="word error rate on the new voice (%)", ylabel="word error rate on old voices (%)"
     )

@@ -8,9 +8,11 @@ import numpy as np
 from matplotlib.axes import Axes
 from numpy.typing import ArrayLike
 
+from ewc_tutorial.course.plots.description import described
 from ewc_tutorial.course.plots.style import axes_or_new, looks
 
 
+@described
 def learning_in_sequence(
     steps: ArrayLike,
     curves: ArrayLike,
@@ -44,15 +46,16 @@ def learning_in_sequence(
     return ax
 
 
+@described
 def image_row(
     axes: Sequence[Axes], images: ArrayLike, labels: Sequence[int], name: str = ""
 ) -> None:
-    """Show grey images ``(n, H, W)`` in a row of axes, each under its label.
+    """Show grey images ``(n, H, W)``, 0 black and 1 white, in a row of axes, each under its label.
 
     ``name`` is written to the left of the row.
     """
     for ax, image, label in zip(axes, np.asarray(images), labels, strict=True):
-        ax.imshow(image, cmap="gray_r", vmin=0, vmax=1)
+        ax.imshow(image, cmap="gray", vmin=0, vmax=1)
         ax.set_title(str(label), pad=2)
         ax.set(xticks=[], yticks=[])
         ax.grid(False)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from string import ascii_uppercase
 from typing import Any
 
 import matplotlib.pyplot as plt
@@ -81,12 +80,19 @@ def looks(
     """
     names, styles = list(names), styles or {}
     taken = [styles[name] for name in names if name in styles]
-    kinds = {"color": tuple(dict.fromkeys((*first, *COLORS))), "linestyle": LINES}
-    kinds |= {"marker": MARKERS} if markers else {}
-    used = {key: [look.get(key) for look in taken] for key in kinds}
-    # A colour that is taken is never given again, a line or marker last.
-    free = {key: sorted(values, key=lambda v, k=key: v in used[k]) for key, values in kinds.items()}
-    free["color"] = [v for v in free["color"] if v not in used["color"]] or free["color"]
+
+    def spare_first(key: str, values: Sequence[Any]) -> list[Any]:
+        """Return first what no style has, then what none in this figure has."""
+        # A figure in which no name has a style is about something else.
+        here, known = ([s.get(key) for s in g] for g in (taken, styles.values() if taken else ()))
+        return sorted(values, key=lambda value: (value in here, value in known))
+
+    colors = dict.fromkeys((*first, *spare_first("color", COLORS)))
+    here = [style["color"] for style in taken]
+    free = {"color": [color for color in colors if color not in here] or list(colors)}
+    free["linestyle"] = spare_first("linestyle", LINES)
+    if markers:
+        free["marker"] = spare_first("marker", MARKERS)
     found, others = [], 0
     for name in names:
         look = styles.get(name)
@@ -117,17 +123,13 @@ def standard_error(runs: ArrayLike, axis: int = 0) -> NDArray[np.float64]:
 def curve_with_band(ax: Axes, x: ArrayLike, runs: ArrayLike, **style: Any) -> None:
     """Draw the mean of ``runs`` ``(seeds, points)`` over ``x`` with a band of ± 1 standard error.
 
-    A single run is drawn without a band.
+    Of two runs the band goes from one to the other, as a standard error of two would pretend to
+    know more. A single run is drawn without a band.
     """
     runs = np.atleast_2d(np.asarray(runs, dtype=float))
     mean = runs.mean(axis=0)
     (line,) = ax.plot(x, mean, **style)
     if len(runs) > 1:
         error = standard_error(runs)
-        ax.fill_between(x, mean - error, mean + error, color=line.get_color(), alpha=0.2, lw=0)
-
-
-def label_panels(axes: Sequence[Axes]) -> None:
-    """Write A, B, C … at the upper left corner of each panel."""
-    for letter, ax in zip(ascii_uppercase[: len(axes)], axes, strict=True):
-        ax.set_title(letter, loc="left", fontweight="bold")
+        ends = (mean - error, mean + error) if len(runs) > 2 else (runs.min(0), runs.max(0))
+        ax.fill_between(x, *ends, color=line.get_color(), alpha=0.2, lw=0)

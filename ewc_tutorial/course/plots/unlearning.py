@@ -9,6 +9,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from numpy.typing import ArrayLike
 
+from ewc_tutorial.course.plots.description import described
 from ewc_tutorial.course.plots.style import Look, axes_or_new, looks, standard_error
 
 #: Colours of lines, that of the forgotten task first.
@@ -41,6 +42,7 @@ NETWORK_STYLE: dict[str, Look] = {
 }
 
 
+@described
 def before_and_after(
     positions: Sequence[str],
     accuracies: Mapping[str, Mapping[str, ArrayLike]],
@@ -83,6 +85,7 @@ def before_and_after(
     return axes
 
 
+@described
 def bowl_paths(
     x: ArrayLike,
     y: ArrayLike,
@@ -128,6 +131,7 @@ def bowl_paths(
     return ax
 
 
+@described
 def subtracted_share(
     shares: ArrayLike,
     lines: Mapping[str, ArrayLike],
@@ -152,6 +156,7 @@ def subtracted_share(
     return ax
 
 
+@described
 def cancellation(
     ratio: ArrayLike, error: ArrayLike, precision: float, ax: Axes | None = None
 ) -> Axes:
@@ -181,6 +186,7 @@ def cancellation(
     return ax
 
 
+@described
 def returning(
     steps: ArrayLike,
     curves: Mapping[str, ArrayLike],
@@ -206,6 +212,7 @@ def returning(
     return ax
 
 
+@described
 def by_position(
     positions: ArrayLike,
     runs: Mapping[str, ArrayLike],
