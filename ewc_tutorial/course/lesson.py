@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+import warnings
 
 import torch
 
@@ -24,6 +25,8 @@ def setup(seed: int = 0, device: str = "cpu") -> torch.device:
     On the CPU it also keeps PyTorch to one thread: networks as small as these gain nothing from
     more, and sums then come out the same on machines with any number of cores.
     """
+    # What torch.func says of PyTorch's own insides is nothing that a reader can act on.
+    warnings.filterwarnings("ignore", message=".*torch.jit.script.*is deprecated")
     torch.manual_seed(seed)
     set_style()
     write_descriptions()

@@ -21,6 +21,7 @@ from ewc_tutorial.course.plots.beyond import (
     rise_along,
     same_matrix,
     stiffness_by_direction,
+    tasks_by_curvature,
     total_loss_by_lambda,
 )
 from ewc_tutorial.course.plots.bugs import old_against_new, penalty_traces, program_chart
@@ -205,6 +206,7 @@ __all__ = [
     "symbol_frames",
     "task_and_plane",
     "task_weights",
+    "tasks_by_curvature",
     "total_loss_by_lambda",
     "trade_off",
     "two_bowls",

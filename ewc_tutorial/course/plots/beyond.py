@@ -10,6 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.colors import LogNorm
 from numpy.typing import ArrayLike
 
+from ewc_tutorial.course.plots.description import described
 from ewc_tutorial.course.plots.style import (
     METHOD_STYLE,
     Look,
@@ -44,6 +45,7 @@ def _looks(names: Sequence[str]) -> list[Look]:
     return looks(names, styles)
 
 
+@described
 def stiffness_by_direction(
     angles: ArrayLike,
     curves: Mapping[str, ArrayLike],
@@ -76,6 +78,7 @@ def stiffness_by_direction(
     return ax
 
 
+@described
 def rise_along(
     fractions: ArrayLike,
     panels: Mapping[str, Mapping[str, ArrayLike]],
@@ -100,6 +103,7 @@ def rise_along(
     return axes
 
 
+@described
 def same_matrix(matrices: Mapping[str, ArrayLike], axes: Sequence[Axes] | None = None) -> None:
     """Draw the sizes of the entries of a matrix in several bases, on one logarithmic scale.
 
@@ -119,6 +123,7 @@ def same_matrix(matrices: Mapping[str, ArrayLike], axes: Sequence[Axes] | None =
     axes[0].figure.colorbar(image, ax=list(axes), shrink=0.8, label="size of the entry")
 
 
+@described
 def accuracy_by_curvature(
     curves: Mapping[str, tuple[ArrayLike, ArrayLike]],
     lines: Mapping[str, float],
@@ -144,6 +149,7 @@ def accuracy_by_curvature(
     return ax
 
 
+@described
 def total_loss_by_lambda(
     panels: Mapping[str, Mapping[str, tuple[ArrayLike, ArrayLike]]],
     axes: Sequence[Axes] | None = None,
@@ -171,12 +177,42 @@ def total_loss_by_lambda(
                 mew=2,
             )
         ax.axvline(1, color="0.6", lw=1, zorder=0)
-        ax.annotate(" Bayes: 1", (1, 0.94), xycoords=("data", "axes fraction"), fontsize="small")
-        ax.set(xscale="log", yscale="log", xlabel="λ", ylabel="loss on A and B (nats)", title=title)
-    axes[0].legend(fontsize="small")
+        ax.annotate(" Bayes: 1", (1, 0.02), xycoords=("data", "axes fraction"), fontsize="small")
+        ax.set(xscale="log", xlabel="λ", ylabel="loss on A and B (nats)", title=title)
+        ax.set_ylim(0)
+    axes[0].legend(fontsize="small", loc="upper left")
     return axes
 
 
+@described
+def tasks_by_curvature(
+    accuracies: Mapping[str, ArrayLike], joint: float, ax: Axes | None = None
+) -> Axes:
+    """Draw the accuracy on each task after the last one, one line per curvature.
+
+    Args:
+        accuracies: curvature → ``(runs, T)``; the band is ± 1 standard error.
+        joint: mean accuracy of joint training, as a horizontal line.
+        ax: where to draw.
+    """
+    ax = axes_or_new(ax, (6.5, 3.6))
+    n_tasks = 0
+    for runs, look in zip(accuracies.values(), _looks(list(accuracies)), strict=True):
+        n_tasks = np.shape(runs)[1]
+        curve_with_band(ax, np.arange(1, n_tasks + 1), runs, markersize=5, **look)
+    (look,) = _looks(["joint"])
+    ax.axhline(joint, lw=1.5, **{k: v for k, v in look.items() if k != "marker"})
+    ax.set(
+        xlabel="task, in the order of learning",
+        ylabel="test accuracy at the end",
+        xticks=range(1, n_tasks + 1),
+        ylim=(0, 1.02),
+    )
+    ax.legend(fontsize="small", loc="lower right")
+    return ax
+
+
+@described
 def mean_by_curvature(means: Mapping[str, ArrayLike], ax: Axes | None = None) -> Axes:
     """Draw the mean accuracy over all tasks learned so far against their number.
 
