@@ -14,6 +14,7 @@ are summed instead, here divided so that the scale stays right:
     Σ_t w_t G_t ⊗ A_t  ≈  W Ḡ ⊗ Ā,   W = Σ w_t,   Ḡ = Σ w_t G_t / W,   Ā = Σ w_t A_t / W,
 
 around the last optimum. It is exact for one task, and for any number of them that share A or G.
+Only tasks that use a layer count in its sums: a head that one task has is exact as well.
 """
 
 from __future__ import annotations
@@ -153,21 +154,26 @@ class Kronecker(Curvature):
                 _checked_factor(F, f"{layer.weight}:{k}", old)
                 for k, old in zip("AG", (A, G), strict=True)
             ]
-            before = self._total[layer.weight] * (gamma if rule == "online" else 1.0)
-            share = weight / (before + weight) if before + weight else 0.0
+            # Zeros in both means would thin out their product twice.
+            used = weight if all(factor.any() for factor in new) else 0.0
+            decay = gamma if rule == "online" else 1.0
+            total = decay * self._total[layer.weight] + used
+            met = decay * self._met[layer.weight] + weight
+            share = used / total if total else 0.0
             means = [
                 old + share * (now.to(old) - old) for old, now in zip((A, G), new, strict=True)
             ]
-            updates.append((layer, means, before + weight))
+            updates.append((layer, means, total, met))
         self._rest.commit(*rest)
         anchors = self.anchor
-        for layer, means, total in updates:
+        for layer, means, total, met in updates:
             for old, mean in zip(self._factors(layer), means, strict=True):
                 old.copy_(mean)
             for name in layer.names:
                 anchors[name].copy_(here[name])
-            self._total[layer.weight] = total
-            self._strength[layer.weight] = float(total > 0) if rule == "average" else total
+            self._total[layer.weight], self._met[layer.weight] = total, met
+            mean = total / met if met else 0.0
+            self._strength[layer.weight] = mean if rule == "average" else total
 
     def quadratic(self, values: Tensors) -> Tensor:
         total = self._rest.quadratic(values)
@@ -238,11 +244,12 @@ class Kronecker(Curvature):
         self._rest.reset()
         # Of each layer its own: one that joins later has not met the earlier tasks.
         self._total = {layer.weight: 0.0 for layer in self._layers}
-        self._strength = dict(self._total)
+        self._met, self._strength = dict(self._total), dict(self._total)
 
     def state(self) -> dict[str, Any]:
         return self._rest.state() | {
             "weight_by_layer": dict(self._total),
+            "met_by_layer": dict(self._met),
             "strength_by_layer": dict(self._strength),
         }
 
@@ -250,6 +257,7 @@ class Kronecker(Curvature):
         self._rest.load(state)
         for mine, saved in (
             (self._total, state["weight_by_layer"]),
+            (self._met, state["met_by_layer"]),
             (self._strength, state["strength_by_layer"]),
         ):
             mine.update({name: saved[name] for name in mine if name in saved})
