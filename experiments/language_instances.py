@@ -77,16 +77,25 @@ def source_fisher(
 
 
 def run(
-    method: str, lam: float, seed: int, model: nn.Module, data: list[list[Fact]]
+    method: str,
+    lam: float,
+    seed: int,
+    model: nn.Module,
+    data: list[list[Fact]],
+    curvature: str = "diagonal",
+    update: str = "gradient",
 ) -> pd.DataFrame:
-    """Return the rows of one run, which starts when the first instance is learned."""
+    """Return the rows of one run, which starts when the first instance is learned.
+
+    ``curvature`` is that of the method ``EWC``; ``update`` is as for the Trainer.
+    """
     lora = method.startswith("LoRA")
     if lora:
         model = with_adapter(model, seed=seed)
     plan = ADAPTER if lora else LATER
     ewc = None
     if method in ("EWC", LORA_AB):
-        ewc = EWC(model, lam=lam)
+        ewc = EWC(model, lam=lam, curvature=curvature)
     elif method in ("average", "source"):
         ewc = EWC(model, lam=lam, rule="average")
     elif method == LORA_W:
@@ -102,7 +111,9 @@ def run(
             facts = data[stage]
             if method == "joint":
                 facts = [fact for part in data[: stage + 1] for fact in part]
-            train_quietly(model, facts, ewc=ewc, batch_size=BATCH, seed=seed, **plan)
+            train_quietly(
+                model, facts, ewc=ewc, batch_size=BATCH, seed=seed, ewc_update=update, **plan
+            )
         for i, part in enumerate(data):
             values = (round(perplexity(model, part), 4), round(recall(model, part), 4))
             rows.append((method, lam, seed, stage, i, *values))

@@ -10,6 +10,7 @@ the last table printed. All runs are kept in the table ``scenario_search``.
 
 from __future__ import annotations
 
+import numpy as np
 import pandas as pd
 import torch
 
@@ -24,20 +25,24 @@ METHODS = [("plain", 0.0), ("joint", 0.0), *(("EWC", lam) for lam in LAMBDAS)]
 RESULTS = tables.path("scenario_search")
 
 
-def accuracy(scenario: str, method: str, lr: float, lam: float, seed: int) -> float:
-    """Return the mean test accuracy over all tasks after the last one."""
+def accuracies(
+    scenario: str, method: str, lr: float, lam: float, seed: int, curvature: str = "diagonal"
+) -> np.ndarray:
+    """Return the test accuracies on all tasks after the last one."""
     net, tasks = scenario_net(scenario, seed), scenario_tasks(scenario, seed)
-    ewc = EWC(net, lam, exclude=net.exclude) if method == "EWC" else None
+    ewc = None
+    if method == "EWC":
+        ewc = EWC(net, lam, exclude=net.exclude, curvature=curvature)
     history = learn_scenario(
         net, tasks, ewc, joint=method == "joint", lr=lr, evaluations=1, seed=seed
     )
-    return float(history.accuracy[-1].mean())
+    return history.accuracy[-1]
 
 
 def main() -> None:
     torch.set_num_threads(1)
     rows = [
-        (scenario, method, lr, lam, seed, accuracy(scenario, method, lr, lam, seed))
+        (scenario, method, lr, lam, seed, accuracies(scenario, method, lr, lam, seed).mean())
         for scenario in SCENARIOS
         for lr in RATES
         for method, lam in METHODS

@@ -51,6 +51,17 @@ def spoken(speakers: tuple[Speaker, ...], n: int, seed: int) -> list[Recording]:
     return [(wave, text) for wave, text, _ in recordings(speakers, n, seed)]
 
 
+def material(seed: int) -> tuple[list[Recording], ...]:
+    """Return old speech, recordings to test on it, corrections, and recordings to test on these."""
+    start = 1000 * (seed + 1)
+    return (
+        spoken(OLD_SPEAKERS, 100, start + 1),
+        spoken(OLD_SPEAKERS, 120, start + 2),
+        spoken((NEW_SPEAKER,), 40, start + 3),
+        spoken((NEW_SPEAKER,), 80, start + 4),
+    )
+
+
 def run_seed(seed: int) -> None:
     """Do the runs of one seed that are not in the table."""
     table = pd.read_csv(TABLE) if TABLE.exists() else pd.DataFrame(columns=COLUMNS)
@@ -58,21 +69,18 @@ def run_seed(seed: int) -> None:
     left = [run for run in RUNS if (seed, run[0], run[2].lam) not in have]
     if not left:
         return
-    start = 1000 * (seed + 1)
-    old, old_tests = spoken(OLD_SPEAKERS, 100, start + 1), spoken(OLD_SPEAKERS, 120, start + 2)
-    corrections = spoken((NEW_SPEAKER,), 40, start + 3)
-    new_tests = spoken((NEW_SPEAKER,), 80, start + 4)
+    old, old_tests, corrections, new_tests = material(seed)
     with TemporaryDirectory() as folder:
         base = train_tiny(seed)
         base.save(Path(folder))
         before = evaluate(base, old_tests), evaluate(base, new_tests)
         for name, source, plan in left:
             recogniser = Recogniser(folder)
-            material = corrections + old[:40] if name == "old speech mixed in" else corrections
+            new = corrections + old[:40] if name == "old speech mixed in" else corrections
             learn(
                 recogniser,
                 corrections if source == "corrections" else old,
-                material,
+                new,
                 replace(plan, seed=seed, checkpoint_every=10**6),
             )
             rates = (*before, evaluate(recogniser, old_tests), evaluate(recogniser, new_tests))

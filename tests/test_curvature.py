@@ -281,6 +281,28 @@ def test_the_sum_is_exact_where_tasks_share_a_factor(shared):
     torch.testing.assert_close(dense(ewc), expected, rtol=1e-10, atol=1e-12)
 
 
+@pytest.mark.parametrize(("rule", "gamma"), [("latest", 1.0), ("online", 0.6), ("average", 1.0)])
+def test_a_layer_that_one_task_uses_keeps_the_factors_of_that_task(rule, gamma):
+    """As a head of its own for each task: the other tasks' Fisher is zero there."""
+    model = nn.Linear(3, 2).double()
+    ewc = EWC(model, rule=rule, gamma=gamma, curvature="kronecker")
+    F = random_factors(ewc.shapes(), 0)
+    unused = {name: torch.zeros_like(factor) for name, factor in F.items()}
+    for task, weight in ((unused, 2.0), (F, 0.5), (unused, 1.5), (unused, 1.0)):
+        ewc.merge(task, weight)
+    weight = {"latest": 0.5, "online": 0.5 * gamma**2, "average": 0.5 / 5.0}[rule]
+    expected = weight * block(F["weight:A"], F["weight:G"], True)
+    torch.testing.assert_close(dense(ewc), expected, rtol=1e-12, atol=0)
+    # A second task that uses it counts as it would alone, and through a saved state.
+    other = EWC(model, rule=rule, gamma=gamma, curvature="kronecker")
+    other.load_state_dict(ewc.state_dict())
+    other.merge(F, 0.5)
+    weight = {"latest": 1.0, "online": 0.5 * gamma**3 + 0.5, "average": 1.0 / 5.5}[rule]
+    torch.testing.assert_close(
+        dense(other), weight * block(F["weight:A"], F["weight:G"], True), rtol=1e-12, atol=0
+    )
+
+
 def test_the_same_task_twice_weighs_twice():
     _, ewc, stored = after_tasks(1)
     before = dense(ewc)
@@ -504,7 +526,7 @@ def test_a_layer_that_joins_later_has_its_own_count_of_tasks():
     fresh = EWC(model, curvature="kronecker")
     old = {k: v for k, v in ewc.state_dict().items() if "2/" not in k}
     extra = old["_extra_state"]
-    for part in ("weight_by_layer", "strength_by_layer"):
+    for part in ("weight_by_layer", "met_by_layer", "strength_by_layer"):
         del extra[part]["2.weight"]
     fresh.load_state_dict(old, strict=False)
     F = random_factors(fresh.shapes(), seed=3)

@@ -180,7 +180,7 @@ def test_the_ewc_is_that_which_never_met_the_task(curvature, rule, task, shift):
             assert torch.equal(kept, expected[name]), name
     assert memory.ewc.n_tasks == 3
     numbers, others = memory.ewc.get_extra_state(), never.get_extra_state()
-    for part in ("total_weight", "weight_by_layer", "strength_by_layer"):
+    for part in ("total_weight", "weight_by_layer", "met_by_layer", "strength_by_layer"):
         assert numbers.get(part) == others.get(part)
 
 

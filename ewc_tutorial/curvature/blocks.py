@@ -54,6 +54,11 @@ class Block:
             for kind, tensor in zip(self.kinds, self.tensors, strict=True)
         }
 
+    def uses(self, F: Tensors) -> bool:
+        """Return whether a task has used the layer: whether its factors are not zero."""
+        factors = [F.get(self._name(kind)) for kind in "AG"]
+        return all(factor is not None and bool(factor.any()) for factor in factors)
+
     def merged(self, F: Tensors, share: float) -> list[Tensor]:
         """Return its tensors with a further task, of which the means take ``share``.
 

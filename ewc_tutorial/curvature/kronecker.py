@@ -17,8 +17,9 @@ are summed instead, here divided so that the scale stays right:
 
 around the last optimum. It is exact for one task, and for any number of them that share A or G. Of
 the exact sum of three permuted digit tasks it has 0.99 along the way to the next task, of nine 0.96
-(``experiments/kronecker_sums.py``, with the exact sum as a curvature of its own).
-Exact eigenvalues are carried from the basis of one task's means to that of the next.
+(``experiments/kronecker_sums.py``, with the exact sum as a curvature of its own). Only tasks that
+use a layer count in its sums: a head that one task has is exact as well. Exact eigenvalues are
+carried from the basis of one task's means to that of the next.
 """
 
 from __future__ import annotations
@@ -174,17 +175,21 @@ class Kronecker(Curvature):
         rest = self._rest.merged(F, weight, here, rule, gamma)
         updates = []
         for block in self._blocks:
-            before = self._total[block.layer.weight] * (gamma if rule == "online" else 1.0)
-            total = before + weight
-            updates.append((block.merged(F, weight / total if total else 0.0), total))
+            name, decay = block.layer.weight, gamma if rule == "online" else 1.0
+            # Zeros in both means would thin out their product twice.
+            used = weight if block.uses(F) else 0.0
+            total, met = decay * self._total[name] + used, decay * self._met[name] + weight
+            updates.append((block.merged(F, used / total if total else 0.0), total, met))
         self._rest.commit(*rest)
         anchors = self.anchor
-        for block, (tensors, total) in zip(self._blocks, updates, strict=True):
+        for block, (tensors, total, met) in zip(self._blocks, updates, strict=True):
             block.commit(tensors)
             for name in block.layer.names:
                 anchors[name].copy_(here[name])
-            self._total[block.layer.weight] = total
-            self._strength[block.layer.weight] = float(total > 0) if rule == "average" else total
+            name = block.layer.weight
+            self._total[name], self._met[name] = total, met
+            mean = total / met if met else 0.0
+            self._strength[name] = mean if rule == "average" else total
 
     def quadratic(self, values: Tensors) -> Tensor:
         total = self._rest.quadratic(values)
@@ -254,12 +259,13 @@ class Kronecker(Curvature):
         self._rest.reset()
         # Of each layer its own: one that joins later has not met the earlier tasks.
         self._total = {block.layer.weight: 0.0 for block in self._blocks}
-        self._strength = dict(self._total)
+        self._met, self._strength = dict(self._total), dict(self._total)
 
     def state(self) -> dict[str, Any]:
         return self._rest.state() | {
             "eigenvalues": self.eigenvalues,
             "weight_by_layer": dict(self._total),
+            "met_by_layer": dict(self._met),
             "strength_by_layer": dict(self._strength),
         }
 
@@ -267,6 +273,7 @@ class Kronecker(Curvature):
         self._rest.load(state)
         for mine, saved in (
             (self._total, state["weight_by_layer"]),
+            (self._met, state["met_by_layer"]),
             (self._strength, state["strength_by_layer"]),
         ):
             mine.update({name: saved[name] for name in mine if name in saved})

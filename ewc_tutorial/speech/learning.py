@@ -55,6 +55,7 @@ class Plan:
         freeze_encoder: leave the convolutions as they are.
         checkpoint_every: steps between two checkpoints.
         seed: of the order of the recordings, of dropout, and of the texts drawn for the Fisher.
+        curvature: the form that the Fisher matrix is kept in, as for :class:`EWC`.
     """
 
     lam: float = 100.0
@@ -66,6 +67,7 @@ class Plan:
     freeze_encoder: bool = True
     checkpoint_every: int = 25
     seed: int = 0
+    curvature: str = "diagonal"
 
 
 class Samples(Dataset):
@@ -120,7 +122,9 @@ def learn(
         model = _prepared(recogniser.model, plan)
         ewc = None
         if plan.lam > 0:
-            ewc = (LoraEWC if plan.lora_rank else EWC)(model, lam=plan.lam)
+            ewc = (LoraEWC if plan.lora_rank else EWC)(
+                model, lam=plan.lam, curvature=plan.curvature
+            )
             if not _restored(ewc, work / "importance.pt"):
                 tell("importance")
                 measure_importance(recogniser, ewc, old, plan)

@@ -22,6 +22,7 @@ def test_the_search_seeds_choose_and_the_others_report():
     found = tables.reported(ROWS, ["lr", "lam"])
     assert list(found.seed) == [0, 1]
     assert list(found.average_accuracy) == [0.70, 1.70]
+    pd.testing.assert_frame_equal(tables.reported(ROWS, ["lam"]), found)
 
 
 def test_a_setting_without_search_or_report_is_refused():

@@ -157,14 +157,15 @@ def test_learning_leaves_random_states_alone(recogniser, old, new):
     assert (torch.rand(1), np.random.rand(), random.random()) == wanted
 
 
-def test_lambda_holds_the_weights(tiny_model, old, new):
+@pytest.mark.parametrize("curvature", ["diagonal", "kronecker"])
+def test_lambda_holds_the_weights(tiny_model, old, new, curvature):
     from dataclasses import replace
 
     start = weights(Recogniser(tiny_model))
     moved = {}
     for lam in (0.0, 1e6):
         recogniser = Recogniser(tiny_model)
-        learn(recogniser, old, new, replace(PLAN, lam=lam))
+        learn(recogniser, old, new, replace(PLAN, lam=lam, curvature=curvature))
         moved[lam] = sum((weights(recogniser)[n] - w).square().sum() for n, w in start.items())
     assert moved[1e6] < 0.8 * moved[0.0]
 

@@ -54,7 +54,8 @@ def reported(
     if search.empty:
         raise ValueError("rows must hold runs on search seeds, which choose the setting.")
     means = search.groupby(list(settings))[by].mean()
-    best = dict(zip(settings, means.idxmax(), strict=True))
+    highest = means.idxmax() if len(settings) > 1 else (means.idxmax(),)
+    best = dict(zip(settings, highest, strict=True))
     chosen = rows[rows.seed < FIRST_SEARCH_SEED]
     for column, value in best.items():
         chosen = chosen[chosen[column] == value]
