@@ -66,7 +66,7 @@ VARIANTS: dict[str, tuple[dict[str, Any], tuple[float, ...]]] = {
     "empirical": ({"estimator": "empirical"}, tuple(10.0**k for k in range(6, 11))),
     "batched, 128": (
         {"estimator": "batched", "fisher_batch_size": 128},
-        tuple(10.0**k for k in range(8, 13)),
+        tuple(10.0**k for k in range(9, 13)),
     ),
 }
 KIRKPATRICK_GRID = {"L2": (0.01, 0.03, 0.1, 0.3), "EWC": (10.0, 30.0, 100.0, 300.0, 1000.0)}
