@@ -221,7 +221,9 @@ def mean_by_curvature(means: Mapping[str, ArrayLike], ax: Axes | None = None) ->
         ax: where to draw.
     """
     ax = axes_or_new(ax, (7.5, 4.0))
-    for runs, look in zip(means.values(), _looks(list(means)), strict=True):
+    for (name, runs), look in zip(means.items(), _looks(list(means)), strict=True):
+        if name in ("kronecker", "diagonal"):
+            look = look | {"label": f"EWC, {look['label']}"}
         curve_with_band(ax, np.arange(1, np.shape(runs)[1] + 1), runs, markersize=5, **look)
     ax.set(
         xlabel="number of tasks learned, one after the other",
