@@ -20,8 +20,9 @@ def cells(request) -> list[str]:
 
 def test_every_reference_is_a_link(cells):
     references = re.split(r"^(?:## |\*\*)References", "\n\n".join(cells), flags=re.M)[1]
-    assert re.findall(r"(?<![\[*])\*(?!\*)([^*]+)\*(?![\]*])", references) == []
-    assert "](https://" in references
+    rest, links = re.subn(r"\[\*[^*]+\*\]\(https://[^)]+\)", "", references)
+    assert links
+    assert re.findall(r"(?<!\*)\*(?!\*)([^*]+)\*(?!\*)", rest) == []
 
 
 def test_addresses_have_the_form_of_their_kind(cells):
