@@ -302,7 +302,7 @@ class EWC(nn.Module):
             every: make one proximal step for so many of the optimizer, with the sum of their η, and
                 let the penalty act as a constant force in between (see ``attachment.py``). That
                 costs so many times less, is as stable, and ends at the same place. ``None`` means
-                1, but 10 for ``kronecker``, whose step costs as much as several of training.
+                1, but 20 for ``kronecker``, whose step costs as much as several of training.
 
         Returns:
             A handle: ``remove()`` ends it, as does leaving ``with ewc.attach(optimizer):``.

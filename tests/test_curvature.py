@@ -708,7 +708,7 @@ def test_even_one_iteration_rests_at_the_minimum(name, iterations):
     """The fixed points do not depend on how well the subproblem is solved."""
     problem = Problem(2.0, iterations=iterations)
     optimizer = OPTIMIZERS[name](problem)
-    problem.ewc.attach(optimizer)
+    problem.ewc.attach(optimizer, every=1)
     problem.descend(optimizer, 600)
     assert problem.error() < 1e-4
 

@@ -79,7 +79,7 @@ class Kronecker(Curvature):
     rules = ("latest", "online", "average")
     why_not = "a sum of Kronecker products around several optima is no Kronecker product around one"
     needs_start = True
-    every = 10
+    every = 20
 
     #: Whether the step has a closed form where all weights of a layer have one η/d.
     _closed: ClassVar[bool] = True
