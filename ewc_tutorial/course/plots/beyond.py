@@ -180,7 +180,7 @@ def total_loss_by_lambda(
         ax.annotate(" Bayes: 1", (1, 0.02), xycoords=("data", "axes fraction"), fontsize="small")
         ax.set(xscale="log", xlabel="λ", ylabel="loss on A and B (nats)", title=title)
         ax.set_ylim(0)
-    axes[0].legend(fontsize="small", loc="upper left")
+    axes[0].legend(fontsize="x-small", loc="lower right")
     return axes
 
 
