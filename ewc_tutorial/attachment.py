@@ -50,7 +50,7 @@ class Attachment:
 
     def complete(self) -> None:
         """Make the proximal step now for those steps that have had none, to evaluate or save."""
-        if self._waited:
+        if self._waited and not self._stale:
             self._proximal_step(self._steps())
 
     def remove(self) -> None:
@@ -95,6 +95,11 @@ class Attachment:
     def _idle(self) -> bool:
         return not self._ewc.n_tasks or not self._ewc.lam
 
+    @property
+    def _stale(self) -> bool:
+        """Whether there is no penalty, or another one: a task more has moved the anchor."""
+        return self._idle or self._tasks != self._ewc.n_tasks
+
     def _steps(self) -> dict[str, tuple[Tensor, Step]]:
         steps = steps_of(self._optimizer)
         return {self._names[p]: (p, step) for p, step in steps.items() if p in self._names}
@@ -106,8 +111,7 @@ class Attachment:
 
     @torch.no_grad()
     def _after_step(self, optimizer: torch.optim.Optimizer, *_: Any) -> None:
-        if self._idle or self._tasks != self._ewc.n_tasks:
-            # A task more has moved the anchor, so that the force is another one.
+        if self._stale:
             self._begin()
         if self._idle:
             return

@@ -846,6 +846,22 @@ def test_the_end_completes_a_period():
     torch.testing.assert_close(flat(model.parameters()), flat(twin.parameters()))
 
 
+@pytest.mark.parametrize("change", ["a task more", "no penalty"])
+def test_the_end_moves_nothing_by_a_penalty_that_is_no_more(change):
+    problem = Problem(2.0)
+    optimizer = optim.SGD(problem.model.parameters(), lr=0.1)
+    with problem.ewc.attach(optimizer, every=3):
+        for _ in range(5):  # a force is there, and two steps have waited
+            problem.backward()
+            optimizer.step()
+        if change == "no penalty":
+            problem.ewc.lam = 0.0
+        else:
+            problem.ewc.merge(random_factors(problem.ewc.shapes(), seed=5))
+        before = problem.flat().detach().clone()
+    assert torch.equal(problem.flat(), before)
+
+
 @pytest.mark.parametrize("factory", [partial(optim.SGD, lr=0.05), partial(optim.Adam, lr=0.05)])
 def test_a_handle_goes_on_where_another_was_saved(factory, tmp_path):
     def descend(problem, optimizer, steps):
