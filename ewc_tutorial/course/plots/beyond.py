@@ -16,6 +16,7 @@ from ewc_tutorial.course.plots.style import (
     Look,
     axes_or_new,
     curve_with_band,
+    curves_over_tasks,
     looks,
 )
 
@@ -196,10 +197,7 @@ def tasks_by_curvature(
         ax: where to draw.
     """
     ax = axes_or_new(ax, (6.5, 3.6))
-    n_tasks = 0
-    for runs, look in zip(accuracies.values(), _looks(list(accuracies)), strict=True):
-        n_tasks = np.shape(runs)[1]
-        curve_with_band(ax, np.arange(1, n_tasks + 1), runs, markersize=5, **look)
+    n_tasks = curves_over_tasks(ax, accuracies.values(), _looks(list(accuracies)))
     (look,) = _looks(["joint"])
     ax.axhline(joint, lw=1.5, **{k: v for k, v in look.items() if k != "marker"})
     ax.set(
@@ -221,10 +219,11 @@ def mean_by_curvature(means: Mapping[str, ArrayLike], ax: Axes | None = None) ->
         ax: where to draw.
     """
     ax = axes_or_new(ax, (7.5, 4.0))
-    for (name, runs), look in zip(means.items(), _looks(list(means)), strict=True):
-        if name in ("kronecker", "diagonal"):
-            look = look | {"label": f"EWC, {look['label']}"}
-        curve_with_band(ax, np.arange(1, np.shape(runs)[1] + 1), runs, markersize=5, **look)
+    styles = [
+        look | {"label": f"EWC, {look['label']}"} if name in ("kronecker", "diagonal") else look
+        for name, look in zip(means, _looks(list(means)), strict=True)
+    ]
+    curves_over_tasks(ax, means.values(), styles)
     ax.set(
         xlabel="number of tasks learned, one after the other",
         ylabel="mean accuracy on all of them",

@@ -12,7 +12,13 @@ from matplotlib.colors import LinearSegmentedColormap
 from numpy.typing import ArrayLike
 
 from ewc_tutorial.course.plots.description import described
-from ewc_tutorial.course.plots.style import METHOD_STYLE, axes_or_new, curve_with_band, looks
+from ewc_tutorial.course.plots.style import (
+    METHOD_STYLE,
+    axes_or_new,
+    curve_with_band,
+    curves_over_tasks,
+    looks,
+)
 
 #: Drawn behind the time in which a row's own task is trained.
 _OWN_PHASE = "0.92"
@@ -87,11 +93,7 @@ def mean_accuracy(
         single: accuracy of a network that learns one task only, as a horizontal line.
     """
     ax = axes_or_new(ax, (6.5, 3.8))
-    n_tasks = 0
-    for runs, look in zip(means.values(), looks(means, METHOD_STYLE), strict=True):
-        runs = np.atleast_2d(np.asarray(runs, dtype=float))
-        n_tasks = runs.shape[1]
-        curve_with_band(ax, np.arange(1, n_tasks + 1), runs, markersize=5, **look)
+    n_tasks = curves_over_tasks(ax, means.values(), looks(means, METHOD_STYLE))
     if single is not None:
         ax.axhline(single, color="0.3", lw=1, label="one task alone")
     ax.set(

@@ -16,6 +16,7 @@ from ewc_tutorial.course.plots.style import (
     Look,
     axes_or_new,
     curve_with_band,
+    curves_over_tasks,
     looks,
     standard_error,
 )
@@ -101,10 +102,7 @@ def accuracy_by_task(
         joint: mean accuracy of joint training, as a horizontal line.
     """
     ax = axes_or_new(ax, (6.5, 3.6))
-    n_tasks = 0
-    for runs, look in zip(accuracies.values(), _looks(accuracies), strict=True):
-        n_tasks = np.shape(runs)[1]
-        curve_with_band(ax, np.arange(1, n_tasks + 1), runs, markersize=5, **look)
+    n_tasks = curves_over_tasks(ax, accuracies.values(), _looks(accuracies))
     if joint is not None:
         ax.axhline(joint, color="0.3", lw=1, ls=(0, (1, 1)), label="joint training")
     ax.set(

@@ -120,6 +120,15 @@ def standard_error(runs: ArrayLike, axis: int = 0) -> NDArray[np.float64]:
     return runs.std(axis=axis, ddof=1) / np.sqrt(seeds)
 
 
+def curves_over_tasks(ax: Axes, runs: Iterable[ArrayLike], styles: Iterable[Look]) -> int:
+    """Draw each ``(seeds, T)`` over tasks 1 … T with :func:`curve_with_band`, and return T."""
+    n_tasks = 0
+    for values, look in zip(runs, styles, strict=True):
+        n_tasks = np.atleast_2d(np.asarray(values)).shape[1]
+        curve_with_band(ax, np.arange(1, n_tasks + 1), values, markersize=5, **look)
+    return n_tasks
+
+
 def curve_with_band(ax: Axes, x: ArrayLike, runs: ArrayLike, **style: Any) -> None:
     """Draw the mean of ``runs`` ``(seeds, points)`` over ``x`` with a band of ± 1 standard error.
 

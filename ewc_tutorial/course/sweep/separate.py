@@ -16,7 +16,7 @@ from ewc_tutorial.course.recorder import Recorder
 from ewc_tutorial.course.sweep.result import SweepResult
 from ewc_tutorial.course.sweep.stacked import OPTIMIZERS, Moves, Settings, StackedMLP, fishers
 from ewc_tutorial.course.tasks import Task
-from ewc_tutorial.course.training import accuracies, count_steps, train
+from ewc_tutorial.course.training import accuracies, train
 from ewc_tutorial.ewc import EWC
 from ewc_tutorial.precision import double
 
@@ -55,10 +55,7 @@ def _train(
     order, labels = torch.Generator().manual_seed(seed), torch.Generator().manual_seed(seed)
     tests = [task.test.tensors for task in tasks]
     record = Recorder(lambda: accuracies(model, tests), settings.evaluations)
-    budgets = [
-        count_steps(len(task.train), settings.batch_size, settings.epochs, settings.steps)
-        for task in tasks
-    ]
+    budgets = settings.budgets(tasks)
     moved: list[dict[str, np.ndarray]] = []
 
     def on_step(step: int) -> None:

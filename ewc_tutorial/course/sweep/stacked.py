@@ -46,6 +46,12 @@ class Settings:
     n_samples: int | None
     evaluations: int
 
+    def budgets(self, tasks: Sequence[Task]) -> list[int]:
+        """Return the number of training steps on each task."""
+        return [
+            count_steps(len(task.train), self.batch_size, self.epochs, self.steps) for task in tasks
+        ]
+
 
 class StackedMLP(nn.Module):
     """M networks as built by :func:`~ewc_tutorial.course.models.mlp` with ReLU, computed together.
@@ -163,10 +169,7 @@ def train_stack(
     record = Recorder(
         lambda: _members(_accuracies(stack, x_test, y_test, sizes), S, L), settings.evaluations
     )
-    budgets = [
-        count_steps(len(task.train), settings.batch_size, settings.epochs, settings.steps)
-        for task in tasks
-    ]
+    budgets = settings.budgets(tasks)
     for index, task in enumerate(tasks):
         budget = budgets[index]
         x, y = task.train.tensors
