@@ -355,7 +355,7 @@ class EWC(nn.Module):
             self._kept.proximal_step_(self.values(), self.lam, rates, scale or {}, start)
 
     @torch.no_grad()
-    def path(self, fisher: Mapping[str, Tensor]) -> WeightPath:
+    def path(self, fisher: Mapping[str, Tensor], damping: float = 1.0) -> WeightPath:
         """Return the way back from the present weights to the anchor, to choose λ after training.
 
         Train on a new task without any penalty, measure that task with :meth:`measure`, and hand
@@ -364,12 +364,18 @@ class EWC(nn.Module):
 
         Args:
             fisher: what :meth:`measure` returned for the new task at the present weights. It is
-                weighed against what earlier tasks added up to, so Bayes' λ is N_old / N_new.
+                weighed against what earlier tasks added up to, so without damping Bayes' λ is
+                N_old / N_new.
+            damping: so many times its mean stiffness is added to the new task's Fisher, tensor by
+                tensor. Without it weights go any distance in directions in which the new task's
+                parabola is flat, and far away its loss is another. 1 was best for networks (see
+                ``experiments/after_training.py``).
 
         Raises:
-            ValueError: nothing is consolidated yet, a Fisher is missing or none, or this EWC has a
-                curvature or a kind of value without such a path.
+            ValueError: nothing is consolidated yet, a Fisher is missing or none, damping is
+                negative, or this EWC has a curvature or a kind of value without such a path.
         """
+        damping = _non_negative("damping", damping)
         if not self.n_tasks:
             raise ValueError("A path leads back to an earlier task: consolidate one first.")
         values = self.values()
@@ -379,7 +385,7 @@ class EWC(nn.Module):
                 "path of their own: merge the adapter into the weights, or use between()."
             )
         here = {name: value.detach().clone() for name, value in values.items()}
-        return WeightPath(values, self._kept.minima(here, fisher))
+        return WeightPath(values, self._kept.minima(here, fisher, damping))
 
     def extra_repr(self) -> str:
         gamma = f", gamma={self.gamma:g}" if self.rule == "online" else ""

@@ -110,14 +110,21 @@ class Block:
         with torch.autocast(offset.device.type, enabled=False):
             return -(U_G @ (share * (U_G.T @ offset @ U_A)) @ U_A.T)
 
-    def minima(self, offset: Tensor, F: Tensors, strength: float) -> Callable[[float], Tensor]:
+    def minima(
+        self, offset: Tensor, F: Tensors, strength: float, damping: float
+    ) -> Callable[[float], Tensor]:
         """Return λ ↦ how far the minimum of two quadratics lies from the second one's end.
 
         They are λ · ``strength`` times this block around zero, and a task's own around ``offset``.
         In the basis in which the factors of both are diagonal, the minimum is at the mean of both
-        ends, weighed coordinate by coordinate.
+        ends, weighed coordinate by coordinate. Each factor of the task gets √damping of its mean
+        eigenvalue in every direction (Martens and Grosse 2015, section 6.3).
         """
-        mine, others = self.tensors[:2], self.factors(F)
+        mine = self.tensors[:2]
+        others = [
+            factor + damping**0.5 * factor.diagonal().mean().expand(len(factor)).diag()
+            for factor in self.factors(F)
+        ]
         (a, b, P_A, Q_A), (g, h, P_G, Q_G) = map(common_basis, mine, others)
         old, new = strength * torch.outer(g, a), torch.outer(h, b)
         coordinates = Q_G @ offset.to(old) @ Q_A.T

@@ -172,9 +172,12 @@ class Diagonal(Curvature):
         for parameter, anchor, share in zip(parameters, mu, shares, strict=True):
             parameter.copy_(parameter.to(anchor).lerp_(anchor, share))
 
-    def minima(self, values: Tensors, F: Tensors) -> Callable[[float], dict[str, Tensor]]:
+    def minima(
+        self, values: Tensors, F: Tensors, damping: float
+    ) -> Callable[[float], dict[str, Tensor]]:
         importance, anchors = dict(self.importance), self.anchor
         new = {name: _checked(F, name, S) for name, S in importance.items()}
+        new = {name: f + damping * f.mean() for name, f in new.items()}
 
         def at(lam: float) -> dict[str, Tensor]:
             found = {}
