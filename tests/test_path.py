@@ -169,6 +169,23 @@ def test_the_same_minimum_is_found_where_one_task_knows_far_more_than_the_other(
         assert torch.allclose(value, wanted[name], rtol=1e-6, atol=1e-9)
 
 
+def test_rounding_in_a_direction_that_only_the_new_task_knows_pulls_nothing():
+    torch.manual_seed(4)
+    axes = torch.linalg.qr(torch.randn(6, 6))[0]
+    inside = torch.randn(40, 5) @ axes[:, :5].T  # in single precision, so not quite inside
+    new = torch.cat([inside + axes[:, 5], inside - axes[:, 5]])
+    model = nn.Linear(6, 3)
+    ewc = EWC(model, curvature="kronecker")
+    ewc.consolidate((inside, torch.randint(3, (40,))))
+    with torch.no_grad():
+        [p.add_(torch.randn_like(p)) for p in model.parameters()]
+    F = ewc.measure((new, torch.randint(3, (80,))))
+    # Both inputs' second moments are diagonal across the last axis, so it is free of the others.
+    wanted = model.weight.detach() @ axes[:, 5]
+    found = ewc.path(F, damping=0).at(1e12)["weight"] @ axes[:, 5]
+    assert torch.allclose(found, wanted, atol=1e-4)
+
+
 def test_with_l2_it_is_the_straight_line():
     model, (_, _, new) = network(1)
     l2 = L2(model)
