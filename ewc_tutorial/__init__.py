@@ -9,6 +9,7 @@
 Three wings. The library, this package itself, needs PyTorch, NumPy and tqdm only:
 
 * ``ewc``: :class:`EWC` and :class:`L2`, what a network remembers of its tasks;
+* ``path``: λ chosen after training: :func:`between` and ``EWC.path``;
 * ``curvature``: the forms in which it does: a diagonal, Kronecker factors per layer, or ones;
 * ``fisher``: the Fisher information that says what matters, of any model;
 * ``diagnosis``: :func:`diagnose`, what is wrong with a set-up of your own;
@@ -25,10 +26,11 @@ from importlib.metadata import PackageNotFoundError, version
 from ewc_tutorial.diagnosis import diagnose
 from ewc_tutorial.ewc import EWC, L2
 from ewc_tutorial.fisher import explain_fisher, fisher_diagonal
+from ewc_tutorial.path import between
 
 try:
     __version__ = version("ewc-tutorial")
 except PackageNotFoundError:  # a checkout that is on the path without being installed
     __version__ = "0+unknown"
 
-__all__ = ["EWC", "L2", "__version__", "diagnose", "explain_fisher", "fisher_diagonal"]
+__all__ = ["EWC", "L2", "__version__", "between", "diagnose", "explain_fisher", "fisher_diagonal"]

@@ -26,6 +26,7 @@ from ewc_tutorial.curvature import RULES, Curvature, make_curvature
 from ewc_tutorial.curvature.base import buffer_key
 from ewc_tutorial.fisher.undisturbed import only_trainable
 from ewc_tutorial.optimizers import known_optimizer
+from ewc_tutorial.path import WeightPath
 
 __all__ = ["EWC", "L2", "RULES"]
 
@@ -352,6 +353,39 @@ class EWC(nn.Module):
         rates = rates_by_name(lr, self.names)
         if self.n_tasks and self.lam:
             self._kept.proximal_step_(self.values(), self.lam, rates, scale or {}, start)
+
+    @torch.no_grad()
+    def path(self, fisher: Mapping[str, Tensor], damping: float = 1.0) -> WeightPath:
+        """Return the way back from the present weights to the anchor, to choose λ after training.
+
+        Train on a new task without any penalty, measure that task with :meth:`measure`, and hand
+        the result over. If both tasks' losses were the parabolas that their Fisher matrices say,
+        the point at λ would be where training with this EWC at that λ ends.
+
+        Args:
+            fisher: what :meth:`measure` returned for the new task at the present weights. It is
+                weighed against what earlier tasks added up to, so without damping Bayes' λ is
+                N_old / N_new.
+            damping: so many times its mean stiffness is added to the new task's Fisher, tensor by
+                tensor. Without it weights go any distance in directions in which the new task's
+                parabola is flat, and far away its loss is another. 1 was best for networks (see
+                ``experiments/after_training.py``).
+
+        Raises:
+            ValueError: nothing is consolidated yet, a Fisher is missing or none, damping is
+                negative, or this EWC has a curvature or a kind of value without such a path.
+        """
+        damping = _non_negative("damping", damping)
+        if not self.n_tasks:
+            raise ValueError("A path leads back to an earlier task: consolidate one first.")
+        values = self.values()
+        if values.keys() != self.weights().keys():
+            raise ValueError(
+                f"What a {type(self).__name__} protects is made of other parameters, which have no "
+                "path of their own: merge the adapter into the weights, or use between()."
+            )
+        here = {name: value.detach().clone() for name, value in values.items()}
+        return WeightPath(values, self._kept.minima(here, fisher, damping))
 
     def extra_repr(self) -> str:
         gamma = f", gamma={self.gamma:g}" if self.rule == "online" else ""

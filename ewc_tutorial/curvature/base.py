@@ -127,6 +127,19 @@ class Curvature(ABC):
         """
 
     @abstractmethod
+    def minima(
+        self, values: Tensors, F: Tensors, damping: float
+    ) -> Callable[[float], dict[str, Tensor]]:
+        """Return λ ↦ the minimum of λ/2 (θ − μ)ᵀ S (θ − μ) + ½ (θ − values)ᵀ F (θ − values).
+
+        λ is above zero. F has been made stiffer by ``damping`` times its own mean stiffness. Where
+        both matrices are zero, θ stays at the values.
+
+        Raises:
+            ValueError: a tensor of F is missing, or is no Fisher information.
+        """
+
+    @abstractmethod
     def grow_(self, rows: Mapping[str, int]) -> None:
         """Append rows of zeros for values that have got so many further rows."""
 

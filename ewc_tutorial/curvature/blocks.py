@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import ClassVar
 
 import torch
@@ -11,6 +11,7 @@ from torch import Tensor
 from ewc_tutorial.curvature.base import Remembered, Tensors, buffer_key, checked, with_rows
 from ewc_tutorial.curvature.layers import Layer
 from ewc_tutorial.fisher.closed_forms.factors import Basis, eigenvectors
+from ewc_tutorial.precision import widest
 
 
 class Block:
@@ -65,15 +66,26 @@ class Block:
         Raises:
             ValueError: a tensor of the task is missing, or is none of its kind.
         """
-        means = []
+        return [
+            old + share * (new - old)
+            for old, new in zip(self.tensors[:2], self.factors(F), strict=True)
+        ]
+
+    def factors(self, F: Tensors) -> list[Tensor]:
+        """Return A and G of a task, as they are kept.
+
+        Raises:
+            ValueError: one is missing, or is no matrix of second moments.
+        """
+        found = []
         for kind, old in zip("AG", self.tensors, strict=False):
             new = checked(F, self._name(kind), old.shape)
             if (new.diagonal() < 0).any() or not torch.allclose(new, new.T, rtol=1e-3):
                 raise ValueError(
                     f"fisher[{self._name(kind)!r}] must be a symmetric matrix of second moments."
                 )
-            means.append(old + share * (new.to(old) - old))
-        return means
+            found.append(new.to(old))
+        return found
 
     def commit(self, tensors: Sequence[Tensor]) -> None:
         """Make what :meth:`merged` returned the present state."""
@@ -97,6 +109,32 @@ class Block:
         (share,) = self._shares.get((c,), [E], lambda: [1 / (1 + (c * E).reciprocal())])
         with torch.autocast(offset.device.type, enabled=False):
             return -(U_G @ (share * (U_G.T @ offset @ U_A)) @ U_A.T)
+
+    def minima(
+        self, offset: Tensor, F: Tensors, strength: float, damping: float
+    ) -> Callable[[float], Tensor]:
+        """Return λ ↦ how far the minimum of two quadratics lies from the second one's end.
+
+        They are λ · ``strength`` times this block around zero, and a task's own around ``offset``.
+        In the basis in which the factors of both are diagonal, the minimum is at the mean of both
+        ends, weighed coordinate by coordinate. Each factor of the task gets √damping of its mean
+        eigenvalue in every direction (Martens and Grosse 2015, section 6.3).
+        """
+        mine = self.tensors[:2]
+        others = [
+            factor + damping**0.5 * factor.diagonal().mean().expand(len(factor)).diag()
+            for factor in self.factors(F)
+        ]
+        (a, b, P_A, Q_A), (g, h, P_G, Q_G) = map(common_basis, mine, others)
+        old, new = strength * torch.outer(g, a), torch.outer(h, b)
+        coordinates = Q_G @ offset.to(old) @ Q_A.T
+
+        def move(lam: float) -> Tensor:
+            total = lam * old + new
+            share = torch.where(total > 0, lam * old / total, 0.0)
+            return -(P_G @ (share * coordinates) @ P_A.T).to(offset)
+
+        return move
 
     def grow_(self, rows: int) -> None:
         """Append so many further outputs, of which nothing is known."""
@@ -167,6 +205,24 @@ class EigenBlock(Block):
     def _eigenbasis(self) -> list[Tensor]:
         tensors = self.tensors[2:]
         return self._basis.get((), tensors, lambda: _without_zeros(*tensors))
+
+
+def common_basis(old: Tensor, new: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Return o, n, P and its inverse with Pᵀ old P = diag(o) and Pᵀ new P = diag(n).
+
+    Directions in which both are zero but for rounding are left out of P.
+    """
+    eps = torch.finfo(old.dtype).eps
+    wide = [matrix.to(widest(matrix.device)) for matrix in (old, new)]
+    # Neither is to drown in the other, so each is taken in its own unit.
+    units = [float(matrix.trace()) or 1.0 for matrix in wide]
+    old, new = (matrix / unit for matrix, unit in zip(wide, units, strict=True))
+    s, U = torch.linalg.eigh(old + new)
+    kept = s > eps * s[-1].clamp(min=0)
+    root, U = s[kept].sqrt(), U[:, kept]
+    share, V = torch.linalg.eigh((U / root).T @ old @ (U / root))
+    share = torch.where(share < eps, 0.0, torch.where(share > 1 - eps, 1.0, share))
+    return units[0] * share, units[1] * (1 - share), (U / root) @ V, (V.T * root) @ U.T
 
 
 def reprojected(E: Tensor, old: Basis, new: Basis) -> Tensor:

@@ -81,10 +81,7 @@ class Diagonal(Curvature):
         anchors = self.anchor
         for name, S in self.importance.items():
             anchor = anchors[name]
-            new = checked(F, name, S.shape)
-            if (new < 0).any():
-                raise ValueError(f"fisher[{name!r}] must be finite and not negative.")
-            new = new.to(S) * weight
+            new = weight * _checked(F, name, S)
             if rule == "separate":
                 total = S + new
                 share = torch.where(total > 0, new / total, 1.0)
@@ -175,6 +172,24 @@ class Diagonal(Curvature):
         for parameter, anchor, share in zip(parameters, mu, shares, strict=True):
             parameter.copy_(parameter.to(anchor).lerp_(anchor, share))
 
+    def minima(
+        self, values: Tensors, F: Tensors, damping: float
+    ) -> Callable[[float], dict[str, Tensor]]:
+        importance, anchors = dict(self.importance), self.anchor
+        new = {name: _checked(F, name, S) for name, S in importance.items()}
+        new = {name: f + damping * f.mean() for name, f in new.items()}
+
+        def at(lam: float) -> dict[str, Tensor]:
+            found = {}
+            for name, S in importance.items():
+                old = lam * S
+                total = old + new[name]
+                share = torch.where(total > 0, old / total, 0.0)
+                found[name] = values[name].to(S).lerp(anchors[name], share)
+            return found
+
+        return at
+
     def grow_(self, rows: Mapping[str, int]) -> None:
         for name, extra in rows.items():
             for kind in ("importance", "anchor"):
@@ -194,6 +209,14 @@ class Diagonal(Curvature):
 
     def _layout(self, name: str, zeros: Tensor) -> dict[str, Tensor]:
         return {buffer_key("importance", name): zeros.clone()}
+
+
+def _checked(F: Tensors, name: str, S: Tensor) -> Tensor:
+    """Return ``F[name]`` as S is kept, if it is Fisher information."""
+    new = checked(F, name, S.shape)
+    if (new < 0).any():
+        raise ValueError(f"fisher[{name!r}] must be finite and not negative.")
+    return new.to(S)
 
 
 class Identity(Diagonal):

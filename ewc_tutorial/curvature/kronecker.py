@@ -237,6 +237,29 @@ class Kronecker(Curvature):
                     # Of a model in half precision the sum is rounded once.
                     values[name].copy_(values[name].to(part) + part)
 
+    def minima(
+        self, values: Tensors, F: Tensors, damping: float
+    ) -> Callable[[float], dict[str, Tensor]]:
+        if self.eigenvalues == "exact":
+            raise ValueError(
+                "Exact eigenvalues of two tasks are diagonal in no common basis: take "
+                "Kronecker(eigenvalues='product') for a path."
+            )
+        rest = self._rest.minima({name: values[name] for name in self._rest.names}, F, damping)
+        moves = [
+            (block, block.minima(offset, F, self._strength[block.layer.weight], damping))
+            for block, offset in self._offsets(values)
+        ]
+
+        def at(lam: float) -> dict[str, Tensor]:
+            found = rest(lam)
+            for block, move in moves:
+                for name, part in block.layer.parts(move(lam), values).items():
+                    found[name] = values[name].to(part) + part
+            return found
+
+        return at
+
     def grow_(self, rows: Mapping[str, int]) -> None:
         for layer in (block.layer for block in self._blocks):
             if layer.transposed and layer.weight in rows:

@@ -1,0 +1,161 @@
+"""λ after training: train on without a penalty and go back, beside EWC that trains with it.
+
+    python -m experiments.after_training                      # add all rows that are missing
+    python -m experiments.after_training digits-2 --seeds 0   # some of them
+    python -m experiments.after_training --show               # print what the rows say
+
+Settings: permuted digits in the course's protocol (64-256-256-10, 1,347 training images, batches of
+32, η = 0.2, ten epochs per task), two tasks or ten in a row. Methods: ``plain``; ``line``, back
+along the straight line to the weights before the task; ``diagonal path`` and ``kronecker path``,
+back along :meth:`EWC.path`, by the same λ after each task; ``diagonal EWC`` and ``kronecker EWC``,
+proximal steps during training. λ and damping are searched on the seeds from 100 on. A finished run
+is a row of the table ``after_training``; ``old`` is the mean accuracy on the earlier tasks,
+``new`` that on the last.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+from collections.abc import Iterator
+from functools import lru_cache
+from itertools import product
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor, nn
+
+from ewc_tutorial import EWC
+from ewc_tutorial.course import mlp, permuted_tasks, tables, train
+from ewc_tutorial.course.tasks import Task
+from ewc_tutorial.course.training import accuracies
+from ewc_tutorial.randomness import as_generator
+from experiments import stored_rows
+
+ROWS = tables.path("after_training")
+KEY = ["setting", "method", "damping", "lam", "seed"]
+COLUMNS = [*KEY, "old", "new", "average_accuracy"]
+SETTINGS = {"digits-2": 2, "digits-10": 10}
+LR, EPOCHS = 0.2, 10
+SEARCH, REPORT = (100, 101, 102), range(5)
+CURVATURES = {"line": "identity", "diagonal": "diagonal", "kronecker": "kronecker"}
+METHODS = ("plain", "line", "diagonal path", "kronecker path", "diagonal EWC", "kronecker EWC")
+
+
+def grid(setting: str, method: str) -> Iterator[tuple[float, float]]:
+    """Yield damping and λ of what is run."""
+
+    def half_decades(low: float, high: float) -> list[float]:
+        return [float(f"{10**power:.1g}") for power in np.arange(low, high + 0.1, 0.5)]
+
+    way = method.rpartition(" ")[2]
+    if method == "plain":
+        yield 0.0, 0.0
+    elif setting == "digits-10":  # dampings as they were best on two tasks; for EWC see curvatures
+        few = {"line": [0.1, 0.3, 1.0, 3.0], "diagonal path": [0.3, 3.0, 30.0]}
+        damping = {"line": 0.0, "diagonal path": 10.0, "kronecker path": 1.0}
+        if way != "EWC":
+            yield from product([damping[method]], few.get(method, [1.0, 10.0, 100.0, 1000.0]))
+    elif way == "EWC":
+        yield from product([0.0], half_decades(0, 3.5))
+    elif method == "line":
+        yield from product([0.0], half_decades(-2, 2))
+    else:
+        yield from product([0.0, 0.01, 0.1, 1.0, 10.0], half_decades(-3, 3.5))
+
+
+@lru_cache(maxsize=1)
+def _plain_start(setting: str, seed: int) -> tuple[list[Task], list[nn.Module], list[Tensor]]:
+    """Return the tasks, and the network and the state of the batches' order after one and two."""
+    tasks = permuted_tasks(SETTINGS[setting], seed=seed)
+    model, order = mlp(64, [256, 256], 10, seed=seed), as_generator(seed)
+    models, states = [], []
+    for task in tasks[:2]:
+        train(model, task, epochs=EPOCHS, lr=LR, generator=order)
+        models.append(copy.deepcopy(model))
+        states.append(order.get_state())
+    return tasks, models, states
+
+
+def run(setting: str, method: str, damping: float, lam: float, seed: int) -> dict[str, Any]:
+    """Learn the tasks once and return one row."""
+    torch.set_num_threads(1)
+    kind, _, way = method.partition(" ")
+    tasks, models, states = _plain_start(setting, seed)
+    model, order = copy.deepcopy(models[0]), torch.Generator()
+    order.set_state(states[0])
+    ewc = None if method == "plain" else EWC(model, lam, curvature=CURVATURES[kind])
+    if ewc is not None:
+        ewc.consolidate(tasks[0])
+    try:
+        for task in tasks[1:]:
+            if way == "EWC":
+                train(model, task, epochs=EPOCHS, lr=LR, ewc=ewc, every=10, generator=order)
+            elif task is tasks[1]:  # the same for every λ
+                model.load_state_dict(models[1].state_dict())
+                order.set_state(states[1])
+            else:
+                train(model, task, epochs=EPOCHS, lr=LR, generator=order)
+            if ewc is not None:
+                if way != "EWC":
+                    ewc.path(ewc.measure(task), damping).go_(lam)
+                ewc.consolidate(task)
+        accuracy = accuracies(model, (task.test.tensors for task in tasks))
+    except ValueError:  # it diverged
+        accuracy = [0.1] * len(tasks)
+    return dict(zip(KEY, (setting, method, damping, lam, seed), strict=True)) | {
+        "old": round(float(np.mean(accuracy[:-1])), 4),
+        "new": round(accuracy[-1], 4),
+        "average_accuracy": round(float(np.mean(accuracy)), 4),
+    }
+
+
+def show(settings: list[str]) -> None:
+    """Print the report of each method at its own λ and damping, and the differences, paired."""
+    rows = pd.read_csv(ROWS)
+    for setting in settings:
+        found = {}
+        mine = rows[rows.setting == setting]
+        for method in (name for name in METHODS if (mine.method == name).any()):
+            chosen = tables.reported(mine[mine.method == method], ["damping", "lam"])
+            chosen = chosen.set_index("seed")
+            found[method] = chosen.average_accuracy
+            print(
+                f"{setting} {method:14} damping {chosen.damping.iloc[0]:<5g} "
+                f"λ {chosen.lam.iloc[0]:<6g} old {chosen.old.mean():.3f} new "
+                f"{chosen.new.mean():.3f} average {chosen.average_accuracy.mean():.4f} ± "
+                f"{chosen.average_accuracy.sem():.4f}"
+            )
+        for one, other in (
+            ("diagonal path", "line"),
+            ("kronecker path", "line"),
+            ("kronecker path", "diagonal EWC"),
+            ("kronecker path", "kronecker EWC"),
+        ):
+            if other not in found:
+                continue
+            gain = found[one] - found[other]
+            print(f"{setting} {one} − {other}: {gain.mean():+.4f} ± {gain.sem():.4f}")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("settings", nargs="*", default=list(SETTINGS))
+    parser.add_argument("--seeds", type=int, nargs="+", default=[*SEARCH, *REPORT])
+    parser.add_argument("--workers", type=int, default=1)
+    parser.add_argument("--show", action="store_true", help="run nothing")
+    a = parser.parse_args()
+    if not a.show:
+        wanted = [
+            (setting, method, *point, seed)
+            for setting, seed, method in product(a.settings, a.seeds, METHODS)
+            for point in grid(setting, method)
+        ]
+        stored_rows.run_missing(ROWS, run, wanted, KEY, COLUMNS, a.workers)
+    show(a.settings)
+
+
+if __name__ == "__main__":
+    main()
