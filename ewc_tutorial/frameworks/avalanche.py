@@ -4,8 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
-from avalanche.core import SupervisedPlugin
-from avalanche.models import MultiTaskModule
+try:
+    from avalanche.core import SupervisedPlugin
+    from avalanche.models import MultiTaskModule
+except ImportError as error:
+    raise ImportError(
+        "ewc_tutorial.frameworks.avalanche needs Avalanche: pip install 'ewc-tutorial[frameworks]'"
+    ) from error
 from torch import Tensor
 from torch.utils.data import Dataset
 

@@ -4,8 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
-from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.callbacks import Callback
+try:
+    from lightning.pytorch import LightningModule, Trainer
+    from lightning.pytorch.callbacks import Callback
+except ImportError as error:
+    raise ImportError(
+        "ewc_tutorial.frameworks.lightning needs Lightning: pip install 'ewc-tutorial[frameworks]'"
+    ) from error
 
 from ewc_tutorial.attachment import Attachment
 from ewc_tutorial.ewc import EWC
