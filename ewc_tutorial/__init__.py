@@ -14,7 +14,8 @@ Three wings. The library, this package itself, needs PyTorch, NumPy and tqdm onl
 * ``fisher``: the Fisher information that says what matters, of any model;
 * ``diagnosis``: :func:`diagnose`, what is wrong with a set-up of your own;
 * ``unlearning``: a network that can forget one of its tasks;
-* ``huggingface``: the Trainer, sequences, LoRA (wants the extra ``huggingface``).
+* ``huggingface``: the Trainer, sequences, LoRA (wants the extra ``huggingface``);
+* ``frameworks``: Lightning and Avalanche (wants the extra ``frameworks``).
 
 ``ewc_tutorial.course`` is the classroom behind the notebooks (the extra ``course``), and
 ``ewc_tutorial.speech`` a service around a speech recogniser (the extra ``speech``). The library

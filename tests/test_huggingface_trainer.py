@@ -25,6 +25,7 @@ from transformers import (
 from ewc_tutorial import EWC
 from ewc_tutorial.curvature import Kronecker
 from ewc_tutorial.huggingface import (
+    EWCCallback,
     EWCTrainer,
     EWCTrainerMixin,
     collator,
@@ -433,6 +434,34 @@ def test_resuming_the_last_checkpoint_and_a_saved_model(tmp_path):
     empty = EWC(other)
     trainer_of(other, empty, tmp_path, num_train_epochs=2).train(resume_from_checkpoint=True)
     assert empty.n_tasks == 1
+
+
+@pytest.mark.parametrize(("curvature", "every"), [("diagonal", None), ("kronecker", 5)])
+def test_the_callback_does_what_the_trainer_of_this_package_does(tmp_path, curvature, every):
+    options = {"num_train_epochs": 2, "save_strategy": "steps", "save_steps": 2, "optim": "sgd"}
+    models = []
+    for name in ("trainer", "callback"):
+        model = gpt2(dropout=0.1)
+        ewc = protected(model, lam=2.0, curvature=curvature)
+        plan = arguments(tmp_path / name, **options)
+        data = {"train_dataset": NEW, "data_collator": collator(model)}
+        if name == "trainer":
+            trainer = EWCTrainer(
+                model, plan, **data, ewc=ewc, ewc_update="proximal", ewc_every=every
+            )
+        else:
+            trainer = Trainer(model, plan, **data, callbacks=[EWCCallback(ewc, every)])
+        trainer.train()
+        models.append(model)
+    assert_same_weights(*models, 0.0)
+
+    resumed = gpt2(seed=5, dropout=0.1)
+    empty = EWC(resumed, lam=77.0, curvature=curvature)
+    Trainer(resumed, plan, **data, callbacks=[EWCCallback(empty, every)]).train(
+        resume_from_checkpoint=str(tmp_path / "callback" / "checkpoint-2")
+    )
+    assert (empty.n_tasks, empty.lam) == (1, 2.0)
+    assert_same_weights(resumed, models[0], 1e-7)
 
 
 def test_a_checkpoint_without_ewc(tmp_path):

@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import re
+from functools import partial
+from types import SimpleNamespace
 
 import pytest
 import torch
 from readme_examples import README, examples, names_of_the_library
+from torch.utils.data import DataLoader
+
+from ewc_tutorial import EWC
 
 
 def test_a_model_of_ones_own():
@@ -36,8 +41,37 @@ def test_the_trainer(tmp_path):
     assert any(not torch.equal(p, before[name]) for name, p in model.named_parameters())
 
 
+@pytest.mark.slow
+def test_lightning(tmp_path, monkeypatch):
+    pytest.importorskip("lightning")
+    from test_frameworks import NEW, OLD, TestLightning, network, weights_of
+
+    monkeypatch.chdir(tmp_path)  # it leaves a checkpoint there
+    module = TestLightning.module(network())
+    names = {"EWC": EWC, "module": module, "old_data": OLD, "new_loader": DataLoader(NEW, 4)}
+    names["Trainer"] = partial(TestLightning.trainer, tmp_path)
+    before = weights_of(module)
+    exec(examples()[2], names)
+    assert names["ewc"].n_tasks == 1
+    assert not torch.equal(weights_of(module), before)
+
+
+@pytest.mark.slow
+def test_avalanche():
+    pytest.importorskip("avalanche")
+    from avalanche.training import Naive
+    from test_frameworks import NEW, OLD, TestAvalanche, network, optimizer_of
+
+    model = network()
+    names = {"EWC": EWC, "model": model, "optimizer": optimizer_of("SGD", model.parameters())}
+    names |= {"Naive": Naive, "loss": torch.nn.CrossEntropyLoss()}
+    names["benchmark"] = SimpleNamespace(train_stream=TestAvalanche.experiences(OLD, NEW))
+    exec(examples()[3], names)
+    assert names["plugin"].ewc.n_tasks == 2
+
+
 def test_no_example_is_left_out():
-    assert len(examples()) == 2
+    assert len(examples()) == 4
 
 
 def test_links_lead_somewhere():

@@ -8,6 +8,7 @@
     EWCTrainer(model, args, train_dataset=new_data, ewc=ewc, old_eval_dataset=old_test).train()
 
 * ``trainer``: :class:`EWCTrainer` and the mixin it is made of;
+* ``callback``: :class:`EWCCallback`, for a Trainer that is somebody else's;
 * ``sequences``: :func:`consolidate` and :func:`sequence_fisher`, one sample = one sequence;
 * ``batches``: batches of dicts out of whatever the data is;
 * ``tasks``: what a model is for;
@@ -24,6 +25,7 @@ except ImportError as error:
     ) from error
 
 from ewc_tutorial.huggingface.batches import pad_batch
+from ewc_tutorial.huggingface.callback import EWCCallback
 from ewc_tutorial.huggingface.ctc import CTC
 from ewc_tutorial.huggingface.lora import LoraEWC
 from ewc_tutorial.huggingface.sequences import collator, consolidate, sequence_fisher
@@ -31,6 +33,7 @@ from ewc_tutorial.huggingface.trainer import EWCTrainer, EWCTrainerMixin
 
 __all__ = [
     "CTC",
+    "EWCCallback",
     "EWCTrainer",
     "EWCTrainerMixin",
     "LoraEWC",

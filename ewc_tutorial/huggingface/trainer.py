@@ -100,7 +100,7 @@ class EWCTrainerMixin(_Trainer):
             given = resume_from_checkpoint
             folder = get_last_checkpoint(self.args.output_dir) if given is True else given
             if folder is not None:
-                _restore(self.ewc, Path(folder) / EWC_FILE)
+                restore(self.ewc, Path(folder) / EWC_FILE)
                 if (attached := Path(folder) / ATTACHED_FILE).exists():
                     self._resumed = torch.load(attached, map_location="cpu", weights_only=True)
         try:
@@ -200,7 +200,8 @@ class _AtEachStep(TrainerCallback):
             self._ewc.add_gradient_()
 
 
-def _restore(ewc: EWC, path: Path) -> None:
+def restore(ewc: EWC, path: Path) -> None:
+    """Load what a checkpoint holds of an EWC; without that the EWC must have something itself."""
     if path.exists():
         ewc.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
     elif not ewc.n_tasks:
