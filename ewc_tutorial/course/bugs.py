@@ -197,7 +197,7 @@ def distance(
     model: nn.Module, fisher: Mapping[str, Tensor], anchor: Mapping[str, Tensor]
 ) -> Tensor:
     """Return Σ F (θ − θ*)² over the parameters whose names are in ``fisher``."""
-    total = torch.zeros(())
+    total = torch.zeros((), requires_grad=True)  # to be differentiated even if no name matches
     for name, p in model.named_parameters():
         if name in fisher:
             total = total + (fisher[name] * (p - anchor[name]) ** 2).sum()

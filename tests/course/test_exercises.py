@@ -4,46 +4,77 @@ from __future__ import annotations
 
 import ast
 import inspect
+import sys
+from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-from ewc_tutorial.course import check, reference, reveal
+from ewc_tutorial.course import check, exercises, reference, reveal
 from ewc_tutorial.course.exercises import EXERCISES
-from ewc_tutorial.course.exercises.core import Exercise, judge
+from ewc_tutorial.course.exercises.core import Exercise, Prediction
 
-MISTAKES = [(name, sentence) for name, e in EXERCISES.items() for sentence in e.mistakes]
+FUNCTIONS = {name: e for name, e in EXERCISES.items() if isinstance(e, Exercise)}
+PREDICTIONS = {name: e for name, e in EXERCISES.items() if isinstance(e, Prediction)}
+MISTAKES = [
+    (name, sentence, seed)
+    for name, e in FUNCTIONS.items()
+    for sentence in e.mistakes
+    for seed in (range(4) if e.draws else (0,))
+]
 
 
-@pytest.mark.parametrize("name", EXERCISES)
+@pytest.mark.parametrize("name", FUNCTIONS)
 def test_the_answer_passes_its_own_check(name):
-    verdict = check(name, EXERCISES[name].answer)
+    verdict = check(name, FUNCTIONS[name].answer)
     assert verdict
     assert repr(verdict).startswith("✓ Right")
 
 
-@pytest.mark.parametrize(("name", "sentence"), MISTAKES)
-def test_each_known_mistake_is_rejected_and_named(name, sentence):
-    result = judge(EXERCISES[name], EXERCISES[name].mistakes[sentence])
+@pytest.mark.parametrize(("name", "sentence", "seed"), MISTAKES)
+def test_each_known_mistake_is_rejected_and_named(name, sentence, seed):
+    result = FUNCTIONS[name].judge(FUNCTIONS[name].mistakes[sentence], seed=seed)
     assert not result.correct
     assert sentence in result.text
 
 
-@pytest.mark.parametrize("name", EXERCISES)
+@pytest.mark.parametrize("name", FUNCTIONS)
 def test_an_untouched_stub_is_no_error(name):
-    assert "Not attempted yet" in judge(EXERCISES[name], lambda *_args, **_kwargs: ...).text
+    assert "Not attempted yet" in FUNCTIONS[name].judge(lambda *_args, **_kwargs: ...).text
 
 
-@pytest.mark.parametrize("name", EXERCISES)
+@pytest.mark.parametrize("name", FUNCTIONS)
 def test_an_unknown_mistake_shows_the_first_difference(name):
-    result = judge(EXERCISES[name], lambda *_args, **_kwargs: torch.tensor(12345.678))
+    result = FUNCTIONS[name].judge(lambda *_args, **_kwargs: torch.tensor(12345.678))
     assert not result.correct
     assert "Case 1 of" in result.text
 
 
-@pytest.mark.parametrize("name", EXERCISES)
+@pytest.mark.parametrize("name", [name for name, e in FUNCTIONS.items() if e.draws])
+def test_an_answer_that_was_typed_in_for_one_draw_fails_in_the_next(name):
+    exercise = FUNCTIONS[name]
+
+    def typed(seed):
+        answers = iter([exercise.answer(*case) for case in exercise.drawn(seed)])
+        return lambda *_: next(answers)
+
+    assert exercise.judge(typed(0), seed=0)
+    assert exercise.judge(exercise.answer, seed=7)
+    assert not exercise.judge(typed(0), seed=1)
+
+
+@pytest.mark.parametrize("name", PREDICTIONS)
+def test_a_prediction_names_its_mistakes_and_says_why(name):
+    prediction = PREDICTIONS[name]
+    assert prediction.why
+    assert prediction.within > 0 or prediction.factor > 1
+    assert "Not attempted yet" in prediction.judge(..., 1.0).text
+
+
+@pytest.mark.parametrize("name", FUNCTIONS)
 def test_the_answer_is_a_short_documented_textbook_function(name):
     answer = EXERCISES[name].answer
     assert getattr(reference, answer.__name__) is answer
@@ -67,7 +98,7 @@ def test_every_textbook_function_is_named_in_a_test_with_an_oracle_of_its_own():
         if inspect.isfunction(function) and function.__module__ == reference.__name__
     }
     assert not public - named
-    assert not {exercise.answer.__name__ for exercise in EXERCISES.values()} - named
+    assert not {exercise.answer.__name__ for exercise in FUNCTIONS.values()} - named
 
 
 def test_the_reveal_is_folded():
@@ -106,7 +137,7 @@ EXAMPLE = Exercise(
     ],
 )
 def test_verdicts(fn, words):
-    assert words in judge(EXAMPLE, fn).text
+    assert words in EXAMPLE.judge(fn).text
 
 
 def pair(x: float) -> dict[str, torch.Tensor | tuple[torch.Tensor, float]]:
@@ -123,11 +154,127 @@ def pair(x: float) -> dict[str, torch.Tensor | tuple[torch.Tensor, float]]:
         (lambda x: pair(x) | {"b": (x, x)}, "entry ['b'][0] is a number, not an array of shape (2"),
         (lambda x: pair(x) | {"b": (torch.ones(2, 2), x)}, "entry ['b'][0] your 1, expected 0 at"),
         (lambda x: pair(x)["w"], "it returned an array of shape (2,), not a dict with the keys"),
+        (lambda x: pair(x) | {"w": torch.ones(2)}, "index (0,).\n  yours | target\n  1 1   | 2 2"),
     ],
 )
 def test_verdicts_on_results_with_parts(fn, words):
     nested = Exercise(answer=pair, cases=lambda: [(2.0,), (3.0,)])
-    assert words in judge(nested, fn).text
+    assert words in nested.judge(fn).text
+
+
+def outer(x: np.ndarray) -> np.ndarray:
+    return np.outer(x, x)
+
+
+@pytest.mark.parametrize(
+    ("fn", "words"),
+    [
+        (
+            lambda x: x,
+            "it returned an array of shape (2,), not an array of shape (2, 2).\n"
+            "  yours | target\n"
+            "  1 2   | 1 2\n"
+            "        | 2 4",
+        ),
+        (
+            lambda x: x @ x,
+            "it returned a number, not an array of shape (2, 2).\n  yours | target\n",
+        ),
+        (
+            lambda x: torch.ones(2, 2, requires_grad=True),
+            "\n  yours | target\n  1 1   | 1 2\n  1 1 ",
+        ),
+        (lambda x: np.ones((40, 40)), "not an array of shape (2, 2)."),
+        (lambda x: "1", "it returned a str, not an array of shape (2, 2)."),
+    ],
+)
+def test_small_arrays_are_drawn_beside_each_other(fn, words):
+    text = Exercise(answer=outer, cases=lambda: [(np.array([1.0, 2.0]),)]).judge(fn).text
+    assert text.endswith(words) if words.endswith(".") else words in text
+
+
+def test_each_check_draws_other_cases_in_the_same_order_in_every_session(monkeypatch):
+    seen = []
+
+    def look(x):
+        seen.append(x)
+        return x * x
+
+    drawing = Exercise(answer=square, cases=lambda seed: [(float(seed),)])
+    for _ in range(2):
+        monkeypatch.setitem(exercises.EXERCISES, "drawing", drawing)
+        monkeypatch.setattr(exercises, "_checked", Counter())
+        assert [bool(check("drawing", look)) for _ in range(3)] == [True] * 3
+    assert seen == [0.0, 1.0, 2.0] * 2
+
+
+def slope(x: torch.Tensor) -> torch.Tensor:
+    return 2 * x
+
+
+def by_backward(x):
+    x = x.clone().requires_grad_()
+    (x**2).sum().backward()
+    return x.grad
+
+
+def by_imported_grad(x, grad=torch.autograd.grad):
+    x = x.clone().requires_grad_()
+    return grad((x**2).sum(), x)[0]
+
+
+@pytest.mark.parametrize(
+    ("fn", "words"),
+    [
+        (slope, "✓ Right"),
+        (by_backward, "✗ Your function calls `backward`: this exercise is to do without."),
+        (by_imported_grad, "✗ Your function calls `autograd.grad`"),
+        (lambda x: 2 * x + 0 * x.std(), "✗ Your function calls `std`"),
+        (lambda x: 2 * x + 0 * torch.std(x), "✗ Your function calls `std`"),
+    ],
+)
+def test_forbidden_calls_are_seen(fn, words):
+    by_hand = Exercise(
+        answer=slope,
+        cases=lambda: [(torch.tensor([1.0, 2.0]),)],
+        forbidden=("backward", "autograd.grad", "std"),
+    )
+    assert words in by_hand.judge(fn).text
+    assert sys.getprofile() is None
+    assert replace(by_hand, forbidden=()).judge(fn)
+
+
+def test_only_what_pytorch_has_can_be_forbidden():
+    wrong = Exercise(answer=square, cases=lambda: [(2.0,)], forbidden=("nothing",))
+    with pytest.raises(ValueError, match="'nothing', but PyTorch has no such function"):
+        wrong.judge(square)
+
+
+POINTS = Prediction(
+    "see section 1", within=2.0, unit=" points", mistakes={"Twice.": lambda v: 2 * v}
+)
+TIMES = Prediction("see section 1", factor=2.0)
+
+
+@pytest.mark.parametrize(
+    ("prediction", "said", "found", "words"),
+    [
+        (POINTS, 11, 12.5, "✓ You said 11 points, the run gave 12.5 points: 1.5 points off."),
+        (POINTS, 9, 12.5, "✗ You said 9 points, the run gave 12.5 points: 3.5 points off. Why?"),
+        (POINTS, 24, 12.5, "12 points off. Twice."),
+        (POINTS, torch.tensor(12.0), 12.5, "✓"),
+        (POINTS, ..., 12.5, "○ Not attempted yet"),
+        (POINTS, "much", 12.5, "✗ A prediction is one number, not 'much'."),
+        (TIMES, 150, 100, "✓ You said 150, the run gave 100: 1.5 times too large."),
+        (TIMES, 3, 100, "✗ You said 3, the run gave 100: 33 times too small. Why?"),
+        (TIMES, -90, 100, "✗ You said -90, the run gave 100: not even the sign is the same."),
+        (TIMES, 0, 0, "✓ You said 0, the run gave 0"),
+    ],
+)
+def test_verdicts_on_predictions(prediction, said, found, words):
+    result = prediction.judge(said, found)
+    assert words in result.text
+    assert bool(result) == words.startswith("✓")
 
 
 def documented_stub(x):
@@ -141,18 +288,18 @@ def empty_stub(x):
 
 @pytest.mark.parametrize("stub", [documented_stub, empty_stub, lambda x: ..., lambda x: None])
 def test_a_stub_is_not_attempted(stub):
-    assert judge(EXAMPLE, stub).text.startswith("○ Not attempted yet")
+    assert EXAMPLE.judge(stub).text.startswith("○ Not attempted yet")
 
 
 def test_what_ends_in_dots_is_not_attempted():
-    assert judge(EXAMPLE, lambda x: (x**2, ...)[1]).text.startswith("○ Not attempted yet")
+    assert EXAMPLE.judge(lambda x: (x**2, ...)[1]).text.startswith("○ Not attempted yet")
 
 
 def test_a_mistake_that_leaves_rounding_errors_is_recognised_from_other_rounding_errors():
     cancels = Exercise(
         answer=square, cases=lambda: [(2.0,), (3.0,)], mistakes={"it cancels": lambda x: 1e-16 * x}
     )
-    assert "it cancels" in judge(cancels, lambda x: -3e-16).text
+    assert "it cancels" in cancels.judge(lambda x: -3e-16).text
 
 
 def test_an_unknown_name_lists_the_exercises():

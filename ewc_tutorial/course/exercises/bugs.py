@@ -7,12 +7,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ewc_tutorial.course import reference
-from ewc_tutorial.course.exercises.core import Exercise
+from ewc_tutorial.course import programs, reference
+from ewc_tutorial.course.exercises.core import Exercise, Question
+from ewc_tutorial.course.exercises.written import WrittenTest
 
 
-def _accumulation_cases() -> list[tuple[Any, ...]]:
-    g = torch.Generator().manual_seed(8)
+def _accumulation_cases(seed: int) -> list[tuple[Any, ...]]:
+    g = torch.Generator().manual_seed(8 + seed)
     cases = []
     for parts, size, lam in ((2, 4, 3.0), (4, 6, 30.0), (3, 5, 0.5)):
         theta, anchor = torch.randn(2, size, generator=g)
@@ -21,13 +22,14 @@ def _accumulation_cases() -> list[tuple[Any, ...]]:
     return cases
 
 
-def _head_cases() -> list[tuple[Any, ...]]:
-    g = torch.Generator().manual_seed(9)
+def _head_cases(seed: int) -> list[tuple[Any, ...]]:
+    """Draw heads that grow from one, two and three old classes."""
+    g = torch.Generator().manual_seed(9 + seed)
     cases = []
-    for new, features, lam in ((2, 3, 2.0), (4, 5, 10.0), (3, 4, 0.5)):
+    for old, new, features, lam in ((1, 4, 3, 2.0), (2, 5, 5, 10.0), (3, 4, 2, 0.5)):
         weight = torch.randn(new, features, generator=g)
-        anchor = torch.randn(1, features, generator=g)
-        cases.append((weight, anchor, torch.rand(1, features, generator=g), lam))
+        anchor = torch.randn(old, features, generator=g)
+        cases.append((weight, anchor, torch.rand(old, features, generator=g), lam))
     return cases
 
 
@@ -35,7 +37,7 @@ def _pull(theta: Tensor, anchor: Tensor, fisher: Tensor, lam: float) -> Tensor:
     return lam * fisher * (theta - anchor)
 
 
-EXERCISES: dict[str, Exercise] = {
+EXERCISES: dict[str, Question] = {
     "accumulated_gradient": Exercise(
         answer=reference.accumulated_gradient,
         cases=_accumulation_cases,
@@ -62,6 +64,13 @@ EXERCISES: dict[str, Exercise] = {
             "Only the last micro-batch counts in this: the gradients of all have to be averaged.": (
                 lambda gs, *spring: gs[-1] + _pull(*spring)
             ),
+            "The pull has the wrong sign. The penalty grows with the distance from the anchor, so "
+            "its gradient is +λF(θ − θ*).": (
+                lambda gs, *spring: sum(gs) / len(gs) - _pull(*spring)
+            ),
+            "λ is missing.": lambda gs, theta, anchor, F, lam: (
+                sum(gs) / len(gs) + _pull(theta, anchor, F, 1.0)
+            ),
             "The penalty is missing.": lambda gs, *spring: sum(gs) / len(gs),
         },
     ),
@@ -69,9 +78,17 @@ EXERCISES: dict[str, Exercise] = {
         answer=reference.grown_head_penalty,
         cases=_head_cases,
         mistakes={
-            "PyTorch has stretched the old row over all rows: the new classes are tied to the old "
-            "one's weights. Take the first len(anchor) rows of the weight.": (
+            "PyTorch stretches one old row over all rows, so that the new classes are tied to its "
+            "weights, and raises an error for two. Take the first len(anchor) rows.": (
                 lambda w, anchor, F, lam: lam / 2 * (F * (w - anchor) ** 2).sum()
+            ),
+            "That is the first row alone. The old head may have had several: take the first "
+            "len(anchor) rows.": lambda w, anchor, F, lam: (
+                lam / 2 * (F * (w[:1] - anchor) ** 2).sum()
+            ),
+            "That compares the first rows alone, of the anchor as well: take all that the old "
+            "head had.": lambda w, anchor, F, lam: (
+                lam / 2 * (F[:1] * (w[:1] - anchor[:1]) ** 2).sum()
             ),
             "That holds the last rows: the old classes come first.": (
                 lambda w, anchor, F, lam: lam / 2 * (F * (w[-len(anchor) :] - anchor) ** 2).sum()
@@ -89,5 +106,12 @@ EXERCISES: dict[str, Exercise] = {
                 lambda w, anchor, F, lam: lam / 2 * (F * (w[: len(anchor)] - anchor) ** 2).mean()
             ),
         },
+    ),
+    "test_of_ewc": WrittenTest(
+        answer=programs.careful_test,
+        made=programs.made,
+        faulty=tuple(programs.FAULTY),
+        correct=tuple(programs.CORRECT),
+        least=8,
     ),
 }

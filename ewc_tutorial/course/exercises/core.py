@@ -1,35 +1,27 @@
-"""What an exercise is, and how an answer to it is judged."""
+"""What an exercise is, and how an answer to it is judged.
+
+There are two kinds here: an :class:`Exercise` asks for a function, a :class:`Prediction` for the
+number that an experiment will give. Any other kind needs the two methods of :class:`Question`.
+"""
 
 from __future__ import annotations
 
 import dis
-from collections.abc import Callable, Mapping, Sequence
+import inspect
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
+import torch
 
 from ewc_tutorial.console import printable
+from ewc_tutorial.course.exercises.compare import difference, same
 
 Function = Callable[..., Any]
-
-
-@dataclass(frozen=True)
-class Exercise:
-    """One exercise.
-
-    Attributes:
-        answer: the textbook function of :mod:`ewc_tutorial.course.reference`.
-        cases: builds fresh lists of arguments to try; called for each function under test, so a
-            function that changes its arguments spoils nobody else's.
-        mistakes: what a wrong function does, as a sentence to the reader → that wrong function.
-        rtol: relative tolerance, against the largest entry of the right answer.
-    """
-
-    answer: Function
-    cases: Callable[[], Sequence[tuple[Any, ...]]]
-    mistakes: Mapping[str, Function] = field(default_factory=dict)
-    rtol: float = 1e-4
+Cases = Sequence[tuple[Any, ...]]
 
 
 @dataclass(frozen=True, repr=False)
@@ -46,44 +38,152 @@ class Result:
         return printable(self.text)
 
 
-def judge(exercise: Exercise, fn: Function) -> Result:
-    """Compare ``fn`` with the answer on every case, and name the mistake if it is a known one."""
-    results = []
-    for number, arguments in enumerate(exercise.cases(), start=1):
+class Question(Protocol):
+    """Anything that a notebook can ``check`` and ``reveal``."""
+
+    def judge(self, *given: Any, seed: int = 0) -> Result:
+        """Return the verdict on what the reader has given; each seed tries other cases."""
+
+    def answered(self) -> str:
+        """Return the answer as text, for instance its source."""
+
+
+@dataclass(frozen=True)
+class Exercise:
+    """An exercise whose answer is a function.
+
+    Attributes:
+        answer: the textbook function of :mod:`ewc_tutorial.course.reference`.
+        cases: builds fresh lists of arguments to try; called for each function under test, so a
+            function that changes its arguments spoils nobody else's. One that takes a seed draws
+            other cases for each, and an answer that was typed in for one draw fails in the next.
+        mistakes: what a wrong function does, as a sentence to the reader → that wrong function.
+        rtol: relative tolerance, against the largest entry of the right answer.
+        forbidden: functions that the answer must do without, by their names in ``torch`` or
+            ``torch.autograd``: ``"backward"``, ``"autograd.grad"``, ``"std"``.
+    """
+
+    answer: Function
+    cases: Callable[[], Cases] | Callable[[int], Cases]
+    mistakes: Mapping[str, Function] = field(default_factory=dict)
+    rtol: float = 1e-4
+    forbidden: tuple[str, ...] = ()
+
+    @property
+    def draws(self) -> bool:
+        """Whether each seed gives other cases."""
+        return bool(inspect.signature(self.cases).parameters)
+
+    def drawn(self, seed: int) -> Cases:
+        """Return fresh cases: those of the seed, or the only ones there are."""
+        return self.cases(seed) if self.draws else self.cases()
+
+    def judge(self, fn: Function, *, seed: int = 0) -> Result:
+        """Compare ``fn`` with the answer on every case, and name the mistake if it is known."""
+        with _watched(self.forbidden) as called:
+            results = self._outputs(fn, seed)
+        if any(isinstance(result, NotImplementedError) for result in results):
+            return NOT_ATTEMPTED
+        if all(result is ... for result in results) or does_nothing(fn):
+            return NOT_ATTEMPTED
+        if called:
+            return Result(
+                False, f"✗ Your function calls `{called[0]}`: this exercise is to do without."
+            )
+        if all(result is None for result in results):
+            return _NOTHING_RETURNED
+        right = self._outputs(self.answer, seed)
+        wrong_cases = [
+            number
+            for number, (mine, wanted) in enumerate(zip(results, right, strict=True), start=1)
+            if not same(mine, wanted, self.rtol)
+        ]
+        if not wrong_cases:
+            return Result(True, f"✓ Right: {len(right)} of {len(right)} cases agree.")
+        for sentence, mistake in self.mistakes.items():
+            known = self._outputs(mistake, seed)
+            if all(
+                same(mine, wrong, self.rtol, wanted)
+                for mine, wrong, wanted in zip(results, known, right, strict=True)
+            ):
+                return Result(False, f"✗ {sentence}")
+        number = wrong_cases[0]
+        mine, wanted = results[number - 1], right[number - 1]
+        if isinstance(mine, Exception):
+            return Result(False, f"✗ Case {number} raised {type(mine).__name__}: {mine}")
+        return Result(False, f"✗ Case {number} of {len(right)} differs: {difference(mine, wanted)}")
+
+    def answered(self) -> str:
+        """Return the source of the answer."""
+        return inspect.getsource(self.answer)
+
+    def _outputs(self, fn: Function, seed: int) -> list[Any]:
+        """Return the result of every case, or the exception that was raised in its place."""
+        found: list[Any] = []
+        for arguments in self.drawn(seed):
+            try:
+                found.append(fn(*arguments))
+            except Exception as error:
+                found.append(error)
+        return found
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """An exercise whose answer is a number, said before the experiment and judged by it.
+
+    ``check(name, predicted, measured)`` stands after the run.
+
+    Attributes:
+        why: how the number could have been known, shown by ``reveal``.
+        within: how far off is near enough, in the number's own unit.
+        factor: or by which factor; for numbers of which the size counts.
+        unit: behind the number, with its space: ``" points"``.
+        mistakes: what a wrong prediction overlooks, as a sentence → the number that it gives,
+            from the measured one.
+    """
+
+    why: str
+    within: float = 0.0
+    factor: float = 1.0
+    unit: str = ""
+    mistakes: Mapping[str, Callable[[float], float]] = field(default_factory=dict)
+
+    def judge(self, predicted: Any, measured: Any, *, seed: int = 0) -> Result:
+        """Say how far the prediction was off."""
+        if predicted is ... or predicted is None:
+            return Result(False, "○ Not attempted yet: write your number above and run this again.")
         try:
-            results.append(fn(*arguments))
-        except NotImplementedError:
-            return _NOT_ATTEMPTED
-        except Exception as error:
-            return Result(False, f"✗ Case {number} raised {type(error).__name__}: {error}")
-    if all(result is ... for result in results) or _does_nothing(fn):
-        return _NOT_ATTEMPTED
-    if all(result is None for result in results):
-        return _NOTHING_RETURNED
-    right = _outputs(exercise.answer, exercise)
-    wrong_cases = [
-        number
-        for number, (mine, wanted) in enumerate(zip(results, right, strict=True), start=1)
-        if not _same(mine, wanted, exercise.rtol)
-    ]
-    if not wrong_cases:
-        return Result(True, f"✓ Right: {len(right)} of {len(right)} cases agree.")
-    for sentence, mistake in exercise.mistakes.items():
-        known = _outputs(mistake, exercise)
-        if all(
-            _same(mine, wrong, exercise.rtol, wanted)
-            for mine, wrong, wanted in zip(results, known, right, strict=True)
-        ):
-            return Result(False, f"✗ {sentence}")
-    number = wrong_cases[0]
-    return Result(
-        False,
-        f"✗ Case {number} of {len(right)} differs: "
-        f"{_difference(results[number - 1], right[number - 1])}",
-    )
+            said, found = float(predicted), float(measured)
+        except (TypeError, ValueError):
+            return Result(False, f"✗ A prediction is one number, not {predicted!r}.")
+        both = f"You said {said:.3g}{self.unit}, the run gave {found:.3g}{self.unit}"
+        off = self._off(said, found)
+        if self._near(said, found):
+            return Result(True, f"✓ {both}: {off}.")
+        for sentence, wrong in self.mistakes.items():
+            if self._near(said, wrong(found)):
+                return Result(False, f"✗ {both}: {off}. {sentence}")
+        return Result(False, f"✗ {both}: {off}. Why?")
+
+    def answered(self) -> str:
+        """Return how the number could have been known."""
+        return self.why
+
+    def _near(self, said: float, found: float) -> bool:
+        ratio = said / found if found else np.inf
+        return abs(said - found) <= self.within or 1 / self.factor <= ratio <= self.factor
+
+    def _off(self, said: float, found: float) -> str:
+        if self.factor == 1.0:
+            return f"{abs(said - found):.2g}{self.unit} off"
+        if not said * found > 0:
+            return "not even the sign is the same"
+        ratio = said / found
+        return f"{max(ratio, 1 / ratio):.2g} times too {'large' if ratio > 1 else 'small'}"
 
 
-_NOT_ATTEMPTED = Result(False, "○ Not attempted yet: write the function above and run this again.")
+NOT_ATTEMPTED = Result(False, "○ Not attempted yet: write the function above and run this again.")
 _NOTHING_RETURNED = Result(
     False,
     "✗ Your function returned nothing (None). End it with `return` and the result: `print` shows a "
@@ -91,7 +191,7 @@ _NOTHING_RETURNED = Result(
 )
 
 
-def _does_nothing(fn: Function) -> bool:
+def does_nothing(fn: Function) -> bool:
     """Return whether a function's body is a stub: at most a docstring, ``...`` or ``pass``."""
     code = getattr(fn, "__code__", None)
     if code is None:
@@ -101,99 +201,35 @@ def _does_nothing(fn: Function) -> bool:
     return names <= idle and not set(code.co_consts) - {None, ..., fn.__doc__}
 
 
-def _outputs(fn: Function, exercise: Exercise) -> list[Any]:
-    return [fn(*arguments) for arguments in exercise.cases()]
+@contextmanager
+def _watched(names: Sequence[str]) -> Iterator[list[str]]:
+    """Note which of some functions are called meanwhile, under whatever name they were imported."""
+    called: list[str] = []
+    if not names:
+        yield called
+        return
+    watched = {_known_by(name): name for name in names}
 
+    def see(frame: Any, event: str, argument: Any) -> None:
+        if event == "call" and frame.f_code in watched:
+            called.append(watched[frame.f_code])
+        elif event == "c_call" and argument.__name__ in watched:
+            called.append(watched[argument.__name__])
 
-def _leaves(value: Any) -> list[tuple[str, np.ndarray]]:
-    """Flatten dicts, tuples and lists of tensors, arrays and numbers into named float64 arrays."""
-    if isinstance(value, Mapping):
-        return [
-            (f"[{key!r}]{path}", leaf)
-            for key in sorted(value, key=str)
-            for path, leaf in _leaves(value[key])
-        ]
-    if isinstance(value, list | tuple):
-        return [
-            (f"[{i}]{path}", leaf) for i, item in enumerate(value) for path, leaf in _leaves(item)
-        ]
-    if hasattr(value, "detach"):
-        value = value.detach().cpu()
+    before = sys.getprofile()
+    sys.setprofile(see)
     try:
-        return [("", np.asarray(value, dtype=np.float64))]
-    except (TypeError, ValueError):
-        return [("", np.array(np.nan))]
+        yield called
+    finally:
+        sys.setprofile(before)
 
 
-def _same(mine: Any, wanted: Any, rtol: float, right: Any = None) -> bool:
-    """Return whether two results agree within ``rtol`` of the largest entry of either's scale.
-
-    The scale of the right answer counts, too: a mistake that cancels everything leaves rounding
-    errors, and nobody else's rounding errors are the same.
-    """
-    mine, wanted = _leaves(mine), _leaves(wanted)
-    if [path for path, _ in mine] != [path for path, _ in wanted]:
-        return False
-    floor = rtol * max([np.abs(leaf).max(initial=0.0) for _, leaf in _leaves(right)], default=0.0)
-    floor = 0.0 if right is None or not np.isfinite(floor) else floor
-
-    def close(a: np.ndarray, b: np.ndarray) -> bool:
-        # A mistake that divides by zero is known by where its NaN and infinities are.
-        alike = (a == b) | (np.isnan(a) & np.isnan(b))
-        error = np.abs(np.subtract(a, b, where=~alike, out=np.zeros(a.shape)))
-        scale = np.abs(b[np.isfinite(b)]).max(initial=1e-30)
-        return bool(error.max(initial=0.0) <= max(floor, rtol * scale))
-
-    return all(
-        a.shape == b.shape and close(a, b) for (_, a), (_, b) in zip(mine, wanted, strict=True)
-    )
-
-
-def _difference(mine: Any, wanted: Any) -> str:
-    if other := _built_differently(mine, wanted):
-        return other
-    for (path, a), (_, b) in zip(_leaves(mine), _leaves(wanted), strict=True):
-        where = f"entry {path} " if path else ""
-        if not np.isfinite(a).all():
-            return f"{where}is not a finite number."
-        error = np.abs(a - b)
-        if error.max(initial=0.0) > 0:
-            at = np.unravel_index(error.argmax(), a.shape)
-            return f"{where}your {a[at]:.6g}, expected {b[at]:.6g}" + (
-                f" at index {tuple(map(int, at))}." if a.ndim else "."
-            )
-    return "it differs by less than can be shown."
-
-
-def _built_differently(mine: Any, wanted: Any, path: str = "") -> str | None:
-    """Return the first place where two results differ in kind, length, keys or shape."""
-    keys = _keys(wanted)
-    if keys is not None and _keys(mine) == keys:
-        for key in keys:
-            if other := _built_differently(mine[key], wanted[key], f"{path}[{key!r}]"):
-                return other
-        return None
-    if _kind(mine) == _kind(wanted):
-        return None
-    where = f"entry {path} is" if path else "it returned"
-    return f"{where} {_kind(mine)}, not {_kind(wanted)}."
-
-
-def _keys(value: Any) -> list[Any] | None:
-    if isinstance(value, Mapping):
-        return sorted(value, key=str)
-    return list(range(len(value))) if isinstance(value, list | tuple) else None
-
-
-def _kind(value: Any) -> str:
-    """Describe a result for the reader, without its numbers."""
-    if value is None:
-        return "nothing (None)"
-    if isinstance(value, Mapping):
-        return f"a dict with the keys {', '.join(map(repr, _keys(value)))}" if value else "a dict"
-    if isinstance(value, list | tuple):
-        return f"a {type(value).__name__} of {len(value)}"
-    if isinstance(value, str) or not hasattr(value, "__float__"):
-        return f"a {type(value).__name__}"
-    shape = tuple(getattr(value, "shape", ()))
-    return f"an array of shape {shape}" if shape else "a number"
+def _known_by(name: str) -> Any:
+    """Return what a call shows of a function: its code, or its name if it is written in C."""
+    for owner in (torch, torch.autograd):
+        found: Any = owner
+        for part in name.split("."):
+            found = getattr(found, part, None)
+        if found is not None:
+            return getattr(inspect.unwrap(found), "__code__", name.split(".")[-1])
+    raise ValueError(f"forbidden names {name!r}, but PyTorch has no such function.")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from importlib import import_module
 
-from ewc_tutorial.course.exercises.core import Exercise
+from ewc_tutorial.course.exercises.core import Question
 
 #: The modules of this package that declare exercises, each in a dict ``EXERCISES``.
 CHAPTERS = (
@@ -24,6 +24,6 @@ CHAPTERS = (
     "beyond",
 )
 
-EXERCISES: dict[str, Exercise] = {}
+EXERCISES: dict[str, Question] = {}
 for _chapter in CHAPTERS:
     EXERCISES.update(import_module(f"ewc_tutorial.course.exercises.{_chapter}").EXERCISES)

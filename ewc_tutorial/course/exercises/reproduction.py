@@ -3,29 +3,39 @@
 from __future__ import annotations
 
 import math
+import random
 import statistics
 
 from ewc_tutorial.course import reference
 from ewc_tutorial.course.exercises.core import Exercise
 
 
-def _measurements() -> list[tuple[list[float], float, float]]:
-    """Return accuracies over seeds with a published mean and standard error, the last exact."""
+def _measurements(seed: int) -> list[tuple[list[float], float, float]]:
+    """Draw accuracies over seeds with a published mean and standard error, the last exact."""
+    draw = random.Random(seed)
     return [
-        ([99.1, 98.7, 99.3, 99.0, 98.9], 99.06, 0.15),
-        ([61.0, 70.5, 55.2, 66.1], 63.03, 1.58),
-        ([19.9, 20.1, 19.4], 20.64, 0.52),
-        ([84.0, 87.5, 81.9, 90.2, 85.5], 84.32, 0.0),
+        ([round(draw.gauss(mean, spread), 2) for _ in range(n)], published, error)
+        for mean, spread, n, published, error in (
+            (99.0, 0.3, 5, 99.26, 0.15),
+            (63.2, 8.0, 4, 60.1, 2.58),
+            (19.8, 0.5, 3, 20.64, 0.32),
+            (86.0, 4.0, 5, 84.32, 0.0),
+        )
     ]
 
 
-def _pairs() -> list[tuple[list[float], list[float]]]:
-    """Return accuracies of two methods on the same seeds, which vary far more than they differ."""
-    return [
-        ([61.2, 70.9, 55.8, 66.5, 73.1], [58.9, 69.0, 53.1, 63.9, 71.6]),
-        ([20.5, 19.8, 21.6], [19.9, 19.9, 20.3]),
-        ([99.0, 99.3, 98.7, 99.2], [81.5, 90.2, 86.4, 84.9]),
-    ]
+def _pairs(seed: int) -> list[tuple[list[float], list[float]]]:
+    """Draw accuracies of two methods on the same seeds, which vary more than they differ."""
+    draw = random.Random(seed)
+    cases = []
+    for mean, luck, gain, noise, n in (
+        (65.0, 7.0, 2.0, 0.7, 5),
+        (20.0, 1.0, 0.6, 0.4, 3),
+        (92.0, 4.0, 9.0, 1.5, 4),
+    ):
+        b = [draw.gauss(mean, luck) for _ in range(n)]
+        cases.append(([x + draw.gauss(gain, noise) for x in b], b))
+    return cases
 
 
 def _apart(error) -> object:
