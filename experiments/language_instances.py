@@ -8,8 +8,9 @@ can be stopped and started again. About five seconds per run of two stages on an
 
 Methods: ``plain``; ``EWC`` (rule ``separate``); ``average`` (the running mean of the Fishers);
 ``source`` (the program of Concept-1K, to the letter: batch means of token means squared, measured
-in training mode, the running mean, its own λ); ``LoRA`` (a fresh adapter for all later instances, no penalty); ``LoRA + EWC on A
-and B``; ``LoRA + EWC on the weights``; ``joint`` (all instances so far, as many steps as others).
+in training mode, the running mean, its own λ); ``LoRA`` (a fresh adapter for all later instances,
+no penalty); ``LoRA + EWC on A and B``; ``LoRA + EWC on the weights``; ``joint`` (all instances so
+far, as many steps as others).
 """
 
 from __future__ import annotations
