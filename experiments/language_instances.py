@@ -7,9 +7,10 @@ the table ``language_instances``: rows of a run that is there already are kept, 
 can be stopped and started again. About five seconds per run of two stages on an idle core.
 
 Methods: ``plain``; ``EWC`` (rule ``separate``); ``average`` (the running mean of the Fishers);
-``source`` (a published program, to the letter: batch means of token means squared, the running
-mean, its own λ); ``LoRA`` (a fresh adapter for all later instances, no penalty); ``LoRA + EWC on A
-and B``; ``LoRA + EWC on the weights``; ``joint`` (all instances so far, as many steps as others).
+``source`` (the program of Concept-1K, to the letter: batch means of token means squared, measured
+in training mode, the running mean, its own λ); ``LoRA`` (a fresh adapter for all later instances,
+no penalty); ``LoRA + EWC on A and B``; ``LoRA + EWC on the weights``; ``joint`` (all instances so
+far, as many steps as others).
 """
 
 from __future__ import annotations
@@ -63,8 +64,14 @@ def source_fisher(
     model: nn.Module, facts: list[Fact], batch_size: int = BATCH
 ) -> dict[str, Tensor]:
     """Return what the published program calls Fisher: squared gradients of the mean loss of a
-    batch, itself a mean over tokens, weighted by the batch's size."""
-    data, model = items(facts), model.eval()
+    batch, itself a mean over tokens, weighted by the batch's size.
+
+    Source: ``fisher_matrix_diag`` in models/EWC.py of the repository
+    zzz47zzz/codebase-for-incremental-learning-with-llm (Zheng et al. 2024, arXiv 2402.08526). It
+    measures in training mode; ``tiny_gpt`` has no dropout, so here that changes nothing.
+    """
+    data, was_training = items(facts), model.training
+    model.train()
     total = {name: torch.zeros_like(p) for name, p in model.named_parameters()}
     for start in range(0, len(data), batch_size):
         batch = collator(model)(data[start : start + batch_size])
@@ -73,6 +80,7 @@ def source_fisher(
         for name, p in model.named_parameters():
             total[name] += len(batch["input_ids"]) * p.grad.square() / len(data)
     model.zero_grad()
+    model.train(was_training)
     return total
 
 

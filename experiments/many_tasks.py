@@ -128,7 +128,7 @@ def run_missing(wanted: Iterable[tuple], workers: int) -> int:
 
 def best(rows: pd.DataFrame, by: str = "average_accuracy", tie: float = TIE) -> pd.DataFrame:
     """Return per setting, rule and γ the smallest λ within ``tie`` of the best on search seeds."""
-    rows = rows[~rows.seed.isin(REPORT_SEEDS)]
+    rows = rows[rows.seed.isin(SEARCH_SEEDS)]
     cells = rows.groupby(KEY[:-1])[by].agg(["mean", "count"]).reset_index()
     cells = cells[cells["count"] == len(SEARCH_SEEDS)]
     top = cells.groupby(KEY[:3])["mean"].transform("max")

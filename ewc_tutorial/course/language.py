@@ -2,7 +2,7 @@
 
 Each instance is a list of invented people with what they grow and what they keep, in the same two
 sentence forms: "dabof grows pears." An instance has other people than the ones before it, and
-nothing else is new, which is *incremental instance learning*.
+nothing else is new, which is *instance-incremental learning*.
 
 Transformers is imported only where a model is made or trained; install it with
 ``pip install 'ewc-tutorial[huggingface]'``.
@@ -144,6 +144,61 @@ def recall(model: nn.Module, facts: Sequence[Fact]) -> float:
     """Return the share of facts whose answer the model writes exactly."""
     written = answers(model, facts)
     return sum(w == f.answer for w, f in zip(written, facts, strict=True)) / len(facts)
+
+
+def rise_along(
+    model: nn.Module, facts: Sequence[Fact], step: Mapping[str, Tensor]
+) -> dict[str, float]:
+    """Return by how much the loss on facts rises along a step, and what its derivatives predict.
+
+    The loss is the mean of −log p(sentence) in nats; no labels are drawn.
+
+    Args:
+        model: a causal language model over the characters, in eval mode.
+        facts: what the loss is about.
+        step: Δ, one tensor per parameter.
+
+    Returns:
+        ``"whole F"``: ½ ΔᵀFΔ with the exact Fisher matrix of sentences. The next tokens are those
+        of the model, given the true tokens before them, so their scores are uncorrelated and a
+        sentence's F is the sum of its tokens'. ``"Hessian"``: ½ ΔᵀHΔ. ``"slope"``: gᵀΔ with the
+        gradient g. ``"truth"``: the rise itself.
+    """
+    from torch.func import functional_call, jvp
+    from torch.nn.attention import SDPBackend, sdpa_kernel
+
+    from ewc_tutorial.huggingface import pad_batch
+
+    batch = pad_batch(items(facts), pad_token_id=0)
+    targets = batch["labels"][:, 1:]
+    counts = targets != -100
+    inputs = {name: batch[name] for name in ("input_ids", "attention_mask")}
+    weights = {name: p.detach().requires_grad_() for name, p in model.named_parameters()}
+
+    def logits(at: Mapping[str, Tensor]) -> Tensor:
+        return functional_call(model, dict(at), (), inputs).logits[:, :-1]
+
+    def loss(at: Mapping[str, Tensor]) -> Tensor:
+        log_p = logits(at).log_softmax(-1)
+        return -log_p.gather(-1, targets.clamp(min=0)[..., None])[..., 0][counts].sum() / len(facts)
+
+    # The fused kernels of attention have one derivative only.
+    with sdpa_kernel(SDPBackend.MATH):
+        z, moved = jvp(logits, (weights,), (dict(step),))
+        gradient = torch.autograd.grad(loss(weights), [*weights.values()], create_graph=True)
+        slope = sum((g * step[name]).sum() for name, g in zip(weights, gradient, strict=True))
+        bent = torch.autograd.grad(slope, [*weights.values()])
+        curved = sum((h * step[name]).sum() for name, h in zip(weights, bent, strict=True))
+        with torch.no_grad():
+            ahead = loss({name: w + step[name] for name, w in weights.items()}) - loss(weights)
+    p = z.softmax(-1)
+    variance = (p * moved**2).sum(-1) - (p * moved).sum(-1) ** 2
+    return {
+        "whole F": (variance[counts].sum() / len(facts) / 2).item(),
+        "Hessian": curved.item() / 2,
+        "slope": slope.item(),
+        "truth": ahead.item(),
+    }
 
 
 def train_quietly(

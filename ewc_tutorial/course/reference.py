@@ -319,18 +319,20 @@ def smallest_good_lambda(lambdas: Tensor, accuracies: Tensor) -> float:
     return float(min(good))
 
 
-def interpolate_in_log_lambda(lambdas: Tensor, values: Tensor, lam: float) -> Tensor:
-    """Return the value at λ on a straight line in log λ between its two neighbours on the grid.
+def predicted_accuracy(lambdas: Tensor, values: Tensor, smaller_by: float, lam: float) -> Tensor:
+    """Return the accuracy that a sweep over λ predicts for a run whose F is smaller.
 
-    ``lambdas`` ``(L,)`` ascend and ``values`` ``(L,)`` belong to them. Where the left neighbour is
-    0, which has no logarithm, the line is straight in λ.
+    ``lambdas`` ``(L,)`` ascend and ``values`` ``(L,)`` are the accuracies that they gave. The new
+    F is the old one divided by ``smaller_by``, and ``lam`` is the λ of the new run. Between two
+    points of the sweep the line is straight in log λ; next to 0, which has no logarithm, in λ.
     """
+    felt = lam / smaller_by  # λF is all that the network feels
     for i in range(len(lambdas) - 1):
         low, high = float(lambdas[i]), float(lambdas[i + 1])
-        if low <= lam <= high:
-            t = math.log(lam / low) / math.log(high / low) if low > 0 else lam / high
+        if low <= felt <= high:
+            t = math.log(felt / low) / math.log(high / low) if low > 0 else felt / high
             return (1 - t) * values[i] + t * values[i + 1]
-    raise ValueError(f"lam must be between {lambdas[0]} and {lambdas[-1]}, not {lam}.")
+    raise ValueError(f"lam / smaller_by must be in {lambdas[0]} to {lambdas[-1]}, not {felt}.")
 
 
 # --- 06 Many tasks --------------------------------------------------------------------------
@@ -349,14 +351,24 @@ def one_task_more(
     return new_S, new_mu, new_c
 
 
-def online_update(
-    S: Tensor, mu: Tensor, F: Tensor, here: Tensor, gamma: float
-) -> tuple[Tensor, Tensor]:
-    """Return the importance and the anchor after one more task: S ← γS + F, around ``here``.
+def run_with_the_bug(
+    paths: Tensor, optima: Tensor, fishers: Tensor, gamma: float
+) -> tuple[int, int]:
+    """Return which run does not follow the rule `online`, and at which task that first shows.
 
-    Source: Schwarz et al. 2018, section 3.
+    ``paths`` ``(R, T, P)`` are the weights of R runs after each of T tasks, ``optima`` and
+    ``fishers``, of the same shape, what their tasks are: losses ½ Σ F (θ − m)², λ = 1. A right run
+    ends each task within 0.01 of where it should. Runs are counted from 0, tasks from 1.
     """
-    return gamma * S + F, here.clone()
+    S, mu = torch.zeros_like(optima[:, 0]), torch.zeros_like(optima[:, 0])
+    for t in range(paths.shape[1]):
+        F, m, here = fishers[:, t], optima[:, t], paths[:, t]
+        expected = (S * mu + F * m) / (S + F)
+        off = (here - expected).abs().amax(dim=1)
+        if off.max() > 0.01:
+            return int(off.argmax()), t + 1
+        S, mu = gamma * S + F, here
+    raise ValueError("paths must hold a run that does not follow the rule, but all do.")
 
 
 def share_free(S: Tensor, lr: float, lam: float, steps: int) -> float:

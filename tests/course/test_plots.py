@@ -46,7 +46,6 @@ FIGURES: dict[str, Callable[[], Axes | Sequence[Axes]]] = {
     "accuracy_by_task": lambda: plots.accuracy_by_task(table(SEEDS, K)),
     "accuracy_per_task": lambda: plots.accuracy_per_task(table(SEEDS, K), 4),
     "collapsed_springs": lambda: plots.collapsed_springs(X, table(5, K)["one"], (1.0, 0.0)),
-    "cost_curves": lambda: plots.cost_curves(X, table(K), table(K)),
     "curves_at": lambda: plots.curves_at(X, table(SEEDS, K, 5)["one"], X[:5], NAMES),
     "error_trade_off": lambda: plots.error_trade_off(pairs(SEEDS, K)),
     "fisher_along_training": lambda: plots.fisher_along_training(X, table(K)),
@@ -71,7 +70,6 @@ FIGURES: dict[str, Callable[[], Axes | Sequence[Axes]]] = {
     "overlap_by_layer": lambda: plots.overlap_by_layer(table(SEEDS, K), list("abcdef")),
     "paired_dots": lambda: plots.paired_dots({"row": table(SEEDS)}),
     "penalty_traces": lambda: plots.penalty_traces(table(K), 2),
-    "perplexity_by_stage": lambda: plots.perplexity_by_stage(table(1, 1), ["A"], [plt.gca()]),
     "perplexity_over_time": lambda: plots.perplexity_over_time(
         {name: {"step": X, "A": values} for name, values in table(K).items()}, [], axes=[plt.gca()]
     ),

@@ -34,32 +34,34 @@ def test_one_lambda_for_each_row_of_accuracies():
         reference.smallest_good_lambda(torch.tensor([1.0, 2.0]), torch.ones(3, 2))
 
 
-@pytest.mark.parametrize("lam", [0.0, 0.02, 0.1, 0.3, 1.0, 3.0, 10.0, 250.0, 1000.0])
-def test_interpolation_is_numpys_in_log_lambda(lam):
+@pytest.mark.parametrize("smaller_by", [1.0, 4.5, 32.0])
+@pytest.mark.parametrize("felt", [0.0, 0.02, 0.1, 0.3, 1.0, 3.0, 10.0, 250.0, 1000.0])
+def test_a_prediction_is_numpys_interpolation_in_log_lambda(felt, smaller_by):
     lambdas = np.array([0.0, 0.1, 1.0, 10.0, 1000.0])
     values = np.array([0.5, 0.55, 0.7, 0.9, 0.6])
     expected = (
-        np.interp(lam, lambdas, values)
-        if lam < 0.1
-        else np.interp(np.log(lam), np.log(lambdas[1:]), values[1:])
+        np.interp(felt, lambdas, values)
+        if felt < 0.1
+        else np.interp(np.log(felt), np.log(lambdas[1:]), values[1:])
     )
-    grids = [(lambdas, values)] + ([(lambdas[1:], values[1:])] if lam >= 0.1 else [])
+    grids = [(lambdas, values)] + ([(lambdas[1:], values[1:])] if felt >= 0.1 else [])
     for grid in grids:
-        found = reference.interpolate_in_log_lambda(*map(torch.from_numpy, grid), lam)
-        assert float(found) == pytest.approx(expected, rel=1e-12)
+        case = (*map(torch.from_numpy, grid), smaller_by, felt * smaller_by)
+        assert float(reference.predicted_accuracy(*case)) == pytest.approx(expected, rel=1e-12)
 
 
 @pytest.mark.parametrize("lam", [0.05, 0.3])
 def test_a_grid_in_single_precision_costs_no_digits(lam):
     lambdas = torch.tensor([0.0, 0.1, 0.7])
     values = torch.tensor([0.5, 0.9, 0.6], dtype=torch.float64)
-    found = reference.interpolate_in_log_lambda(lambdas, values, lam)
-    exact = reference.interpolate_in_log_lambda(lambdas.double(), values, lam)
+    found = reference.predicted_accuracy(lambdas, values, 1.0, lam)
+    exact = reference.predicted_accuracy(lambdas.double(), values, 1.0, lam)
     assert float(found) == pytest.approx(float(exact), rel=1e-12)
 
 
-@pytest.mark.parametrize("lam", [0.5, 101.0])
-def test_a_lambda_outside_the_grid_is_an_error(lam):
+@pytest.mark.parametrize("felt", [0.5, 101.0])
+def test_what_the_sweep_does_not_reach_is_an_error(felt):
     grid = torch.tensor([1.0, 10.0, 100.0])
-    with pytest.raises(ValueError, match=f"^lam must be between 1.0 and 100.0, not {lam}.$"):
-        reference.interpolate_in_log_lambda(grid, grid.neg(), lam)
+    words = f"^lam / smaller_by must be in 1.0 to 100.0, not {felt}.$"
+    with pytest.raises(ValueError, match=words):
+        reference.predicted_accuracy(grid, grid.neg(), 2.0, 2 * felt)

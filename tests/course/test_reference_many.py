@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
 
 from ewc_tutorial import EWC
 from ewc_tutorial.course import reference
+from ewc_tutorial.course.exercises import many
 
 
 def memories(seed: int, size: int = 4) -> list[torch.Tensor]:
@@ -51,15 +53,49 @@ def test_tasks_one_by_one_are_those_of_the_ewc_class():
     torch.testing.assert_close(ewc.penalty().detach(), expected)
 
 
-@pytest.mark.parametrize("gamma", [0.0, 0.3, 1.0])
-def test_online_update_is_a_fading_sum_around_the_newest_weights(gamma):
-    S, mu, _, F, here, _ = memories(7)
-    new_S, anchor = reference.online_update(S, mu, F, here, gamma)
-    expected = [gamma * s + f for s, f in zip(S.tolist(), F.tolist(), strict=True)]
-    assert new_S.tolist() == pytest.approx(expected)
-    newest = here.tolist()
-    here.zero_()  # training goes on in place
-    assert anchor.tolist() == newest
+@pytest.mark.parametrize("guilty", range(3))
+@pytest.mark.parametrize("broken", range(2, 6))
+def test_the_run_with_the_bug_is_the_one_that_the_package_would_not_have_made(guilty, broken):
+    """The package's EWC on parabolas, minimised in closed form; one run is moved at one task."""
+    rng = np.random.default_rng(10 * guilty + broken)
+    optima, fishers, paths = rng.normal(size=(3, 5, 2)), rng.uniform(0.5, 2, (3, 5, 2)), []
+    for run in range(3):
+        model = nn.Linear(2, 1, bias=False).double()
+        ewc, path = EWC(model, lam=1.0, rule="online", gamma=0.6), []
+        for t, (m, F) in enumerate(zip(optima[run], fishers[run], strict=True), start=1):
+            S = ewc.importance["weight"].numpy()[0] if t > 1 else np.zeros(2)
+            mu = ewc.anchor["weight"].numpy()[0] if t > 1 else np.zeros(2)
+            here = (S * mu + F * m) / (S + F) + rng.uniform(-0.009, 0.009, 2)
+            if (run, t) == (guilty, broken):
+                here[rng.integers(2)] += rng.choice([-0.1, 0.1])
+            path.append(here)
+            model.load_state_dict({"weight": torch.from_numpy(here)[None]})
+            ewc.merge({"weight": torch.from_numpy(F)[None]})
+        paths.append(path)
+    case = [torch.from_numpy(np.array(a)) for a in (paths, optima, fishers)]
+    assert reference.run_with_the_bug(*case, 0.6) == (guilty, broken)
+
+
+def test_three_right_runs_are_an_error():
+    paths = torch.zeros(3, 4, 2)
+    with pytest.raises(ValueError, match="must hold a run that does not follow the rule"):
+        reference.run_with_the_bug(paths, paths, paths + 1, 0.5)
+
+
+@pytest.mark.parametrize("bug", many.BUGS)
+@pytest.mark.parametrize("seed", range(5))
+def test_a_bug_shows_clearly_and_at_once_and_right_runs_never_seem_wrong(bug, seed):
+    paths, optima, fishers, gamma = many.three_programs(seed, bug)
+    guilty, first = reference.run_with_the_bug(paths, optima, fishers, gamma)
+    for run in range(3):
+        S, mu, worst = 0.0, 0.0, []
+        for here, m, F in zip(paths[run], optima[run], fishers[run], strict=True):
+            worst.append(float((here - (S * mu + F * m) / (S + F)).abs().max()))
+            S, mu = gamma * S + F, here
+        if run == guilty:
+            assert max(worst[: first - 1]) < 0.01 < 0.09 < worst[first - 1]
+        else:
+            assert max(worst) < 0.01
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import torch
@@ -11,9 +12,9 @@ from ewc_tutorial.course import reference
 from ewc_tutorial.course.exercises.core import Exercise
 
 
-def _sweeps() -> list[tuple[Tensor, Tensor]]:
+def _sweeps(seed: int = 0) -> list[tuple[Tensor, Tensor]]:
     """Return λ and accuracies ``(L, S)``: a hill with a broad top, noise that differs by row."""
-    generator = torch.Generator().manual_seed(0)
+    generator = torch.Generator().manual_seed(seed)
 
     def draw(means: list[float], spread: list[float], seeds: int) -> Tensor:
         noise = torch.randn(len(means), seeds, generator=generator, dtype=torch.float64)
@@ -23,13 +24,16 @@ def _sweeps() -> list[tuple[Tensor, Tensor]]:
         return column[0].unsqueeze(1) + column[1].unsqueeze(1) * noise
 
     lambdas = torch.tensor([0.0, 1.0, 3.0, 10.0, 30.0, 100.0], dtype=torch.float64)
+    lambdas = lambdas * (0.1 + torch.rand(1, generator=generator, dtype=torch.float64))
     # With S = 4: limit 0.88 − 0.02 = 0.86. Between it and the other rules' limits lies one λ each.
     wide = [0.60, 0.843, 0.864, 0.874, 0.88, 0.862]
     few = [0.60, 0.848, 0.852, 0.87, 0.875, 0.88]
+    gap = [0.60, 0.865, 0.85, 0.88, 0.875, 0.70]
     return [
         (lambdas, draw(wide, [0.01, 0.09, 0.001, 0.02, 0.04, 0.02], 4)),
         # ddof = 0: limit 0.88 − 0.0283; ddof = 1: 0.88 − 0.0346.
         (lambdas, draw(few, [0.01, 0.01, 0.01, 0.01, 0.01, 0.06], 3)),
+        (lambdas, draw(gap, [0.01, 0.01, 0.01, 0.04, 0.01, 0.01], 4)),
         (lambdas[1:], draw([0.9, 0.8, 0.7, 0.6, 0.5], [0.02] * 5, 5)),
     ]
 
@@ -57,37 +61,56 @@ def _own_error(lambdas: Tensor, accuracies: Tensor) -> float:
     return float(lambdas[means + error >= means.max()].min())
 
 
-def _grids() -> list[tuple[Tensor, Tensor, float]]:
-    """Return grids with and without 0, and λ between its points, on one, and at both ends."""
-    lambdas = torch.tensor([0.0, 0.1, 1.0, 10.0, 1000.0], dtype=torch.float64)
-    values = torch.tensor([0.5, 0.55, 0.7, 0.9, 0.6], dtype=torch.float64)
-    return [
-        (lambdas, values, 3.0),
-        (lambdas, values, 30.0),
-        (lambdas, values, 0.02),
-        (lambdas, values, 1.0),
-        (lambdas, values, 0.0),
-        (lambdas, values, 1000.0),
-        (lambdas[2:], values[2:], 2.0),
-    ]
+def _walk_left(lambdas: Tensor, accuracies: Tensor) -> float:
+    means = accuracies.mean(dim=1)
+    at = int(means.argmax())
+    limit = means[at] - _standard_error(accuracies[at])
+    while at > 0 and means[at - 1] >= limit:
+        at -= 1
+    return float(lambdas[at])
 
 
-def _line(
-    place: Callable[[Tensor, float, float, float], float],
-) -> Callable[[Tensor, Tensor, float], Tensor]:
-    """Return an interpolation that finds its place t between the neighbours in another way."""
+def _landscapes(seed: int = 0) -> list[tuple[Tensor, Tensor, float, float]]:
+    """Return a sweep over λ, by how many times F becomes smaller, and the λ of the new run.
 
-    def interpolate(lambdas: Tensor, values: Tensor, lam: float) -> Tensor:
-        i = max(1, int((lambdas < lam).sum()))
-        t = place(lambdas, float(lambdas[i - 1]), float(lambdas[i]), lam)
+    What the new run feels lies between two points of the sweep, on one of them, and below the
+    smallest positive one.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    cases = []
+    for felt in (3.0, 40.0, 0.03, 1.0, 0.25):
+        step, height = torch.rand(2, 5, generator=generator, dtype=torch.float64)
+        lambdas = torch.tensor([0.0, 0.1, 1.0, 10.0, 1000.0], dtype=torch.float64)
+        values = torch.tensor([0.5, 0.55, 0.7, 0.9, 0.6]).double() + 0.03 * height
+        smaller_by = float(4 + 40 * step[0])
+        cases.append((lambdas, values, smaller_by, felt * smaller_by))
+    return cases
+
+
+def _felt(change: Callable[[float, float], float]) -> Callable[..., Tensor]:
+    """Return the prediction for another λ than the one that the new run feels."""
+
+    def predict(lambdas: Tensor, values: Tensor, smaller_by: float, lam: float) -> Tensor:
+        felt = min(change(lam, smaller_by), float(lambdas[-1]))
+        return reference.predicted_accuracy(lambdas, values, 1.0, felt)
+
+    return predict
+
+
+def _line(place: Callable[[float, float, float], float]) -> Callable[..., Tensor]:
+    """Return a prediction that finds its place t between the neighbours in another way."""
+
+    def predict(lambdas: Tensor, values: Tensor, smaller_by: float, lam: float) -> Tensor:
+        felt = lam / smaller_by
+        i = max(1, int((lambdas < felt * (1 - 1e-12)).sum()))
+        t = place(float(lambdas[i - 1]), float(lambdas[i]), felt)
         return (1 - t) * values[i - 1] + t * values[i]
 
-    return interpolate
+    return predict
 
 
 def _log_place(low: float, high: float, lam: float) -> float:
-    low, high, lam = (torch.tensor(v).log() for v in (low, high, lam))
-    return float((lam - low) / (high - low))
+    return math.log(lam / low) / math.log(high / low)
 
 
 EXERCISES: dict[str, Exercise] = {
@@ -109,6 +132,8 @@ EXERCISES: dict[str, Exercise] = {
             "That is the largest good λ: the smallest disturbs learning least.": (
                 _smallest_good(_standard_error, torch.max)
             ),
+            "You walk left from the best λ and stop at the first that is not good. A smaller one "
+            "behind the gap may be good again: look at all.": _walk_left,
             "That is the index of the λ: return the λ that stands there.": (
                 lambda lambdas, accuracies: int(
                     (lambdas < _smallest_good(_standard_error)(lambdas, accuracies)).sum()
@@ -116,36 +141,38 @@ EXERCISES: dict[str, Exercise] = {
             ),
         },
     ),
-    "interpolate_in_log_lambda": Exercise(
-        answer=reference.interpolate_in_log_lambda,
-        cases=_grids,
+    "predicted_accuracy": Exercise(
+        answer=reference.predicted_accuracy,
+        cases=_landscapes,
         mistakes={
-            "That is a straight line in λ. On a grid of decades the right neighbour then hardly "
-            "counts: the line must be straight in log λ.": (
-                _line(lambda _, low, high, lam: (lam - low) / (high - low))
+            "That is the old curve at the new λ, as if F were the same. The network feels λF: ask "
+            "which λ felt the same with the old F.": _felt(lambda lam, smaller_by: lam),
+            "The wrong direction: with a smaller F the same λ holds *less*, as a smaller λ did "
+            "before.": _felt(lambda lam, smaller_by: lam * smaller_by),
+            "That divides by the square root. F comes into the penalty as it is, not squared.": (
+                _felt(lambda lam, smaller_by: lam / smaller_by**0.5)
             ),
-            "That is the nearest point of the grid, not a value between two of them.": (
-                _line(
-                    lambda _, low, high, lam: (
-                        round(_log_place(low, high, lam)) if low > 0 else round(lam / high)
-                    )
+            "The λ is converted rightly, but the line between its neighbours is straight in λ. On "
+            "a grid of decades the left one then hardly counts: take log λ.": (
+                _line(lambda low, high, lam: (lam - low) / (high - low))
+            ),
+            "The λ is converted rightly, but that is the nearest point of the grid, not a value "
+            "between two of them.": _line(
+                lambda low, high, lam: (
+                    round(_log_place(low, high, lam)) if low > 0 else round(lam / high)
                 )
             ),
-            "The weights of the two neighbours are exchanged.": (
+            "The λ is converted rightly, but the weights of its two neighbours are exchanged.": (
                 _line(
-                    lambda _, low, high, lam: (
+                    lambda low, high, lam: (
                         1 - (_log_place(low, high, lam) if low > 0 else lam / high)
                     )
                 )
             ),
-            "Right for λ > 0. Between 0 and the smallest positive λ the line is straight in λ: "
-            "log(1 + λ) or log(λ + ε) is another line.": (
-                _line(
-                    lambda _, low, high, lam: (
-                        _log_place(low, high, lam)
-                        if low > 0
-                        else _log_place(1.0, 1 + high, 1 + lam)
-                    )
+            "Right for λ > 0.1. Between 0 and the smallest positive λ the line is straight in λ: "
+            "log 0 is not a number, and log(1 + λ) is another line.": _line(
+                lambda low, high, lam: (
+                    _log_place(low, high, lam) if low > 0 else _log_place(1.0, 1 + high, 1 + lam)
                 )
             ),
         },

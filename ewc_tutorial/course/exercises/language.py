@@ -9,9 +9,9 @@ from ewc_tutorial.course import reference
 from ewc_tutorial.course.exercises.core import Exercise
 
 
-def _sequences() -> list[tuple[Tensor, Tensor]]:
+def _sequences(seed: int = 0) -> list[tuple[Tensor, Tensor]]:
     """Return logits and labels; the later ones have tokens that do not count."""
-    g = torch.Generator().manual_seed(0)
+    g = torch.Generator().manual_seed(seed)
     cases = []
     for T, V, ignored in ((5, 4, []), (6, 3, [0, 1, 2]), (7, 5, [5, 6])):
         labels = torch.randint(V, (T,), generator=g)
@@ -39,15 +39,15 @@ def _as_token_zero(logits: Tensor, labels: Tensor) -> Tensor:
     return logits[:-1].log_softmax(1).gather(1, labels[1:, None].clamp(min=0)).sum()
 
 
-def _gradients() -> list[tuple[list[Tensor]]]:
-    g = torch.Generator().manual_seed(1)
+def _gradients(seed: int = 0) -> list[tuple[list[Tensor]]]:
+    g = torch.Generator().manual_seed(seed)
     shapes = ((3, 5), (2, 4, 6), (1, 7, 2, 3))
     return [([torch.randn(T, 4, generator=g) for T in lengths],) for lengths in shapes]
 
 
-def _factors() -> list[tuple[Tensor, Tensor, Tensor, float]]:
+def _factors(seed: int = 0) -> list[tuple[Tensor, Tensor, Tensor, float]]:
     """Return G, A, B, s: a fresh adapter, a used one, and one whose shapes tell nothing."""
-    g = torch.Generator().manual_seed(2)
+    g = torch.Generator().manual_seed(seed)
     cases = []
     for out, r, inputs, fresh in ((4, 2, 3, True), (5, 2, 3, False), (3, 3, 3, False)):
         G, A = torch.randn(out, inputs, generator=g), torch.randn(r, inputs, generator=g)
@@ -91,8 +91,17 @@ EXERCISES: dict[str, Exercise] = {
             "smaller by the square of the length. The score of a sequence is the sum.": (
                 lambda g: torch.stack([x.mean(0) ** 2 for x in g]).mean(0)
             ),
-            "You square each token's gradient and add the squares. The sample is the sequence: add "
-            "first, then square.": lambda g: torch.stack([(x**2).sum(0) for x in g]).mean(0),
+            "You take each token for a sample and average over all tokens. One sample is one "
+            "sequence, and its score is the *sum* over its tokens. (For tokens drawn from the "
+            "model their scores are uncorrelated, so on average the squares of a sequence's tokens "
+            "*add up* to its F: T times what their mean says.)": (
+                lambda g: (torch.cat(g) ** 2).mean(0)
+            ),
+            "You square each token's gradient, then add. For tokens drawn from the model that is "
+            "the same in expectation, since their scores are uncorrelated. For these tokens it is "
+            "not the same number: the sample is the sequence. Add first, then square.": lambda g: (
+                torch.stack([(x**2).sum(0) for x in g]).mean(0)
+            ),
             "You average over all tokens of all sequences before squaring: one batch mean of token "
             "means, as the published program does.": lambda g: torch.cat(g).mean(0) ** 2,
             "You add up all sequences before squaring. Each sequence is squared on its own.": (
@@ -118,6 +127,12 @@ EXERCISES: dict[str, Exercise] = {
             ),
             "The sign: those are the steps of gradient descent, not the gradients.": (
                 lambda G, A, B, s: (-s * B.T @ G, -s * G @ A.T)
+            ),
+            "s is missing in the gradient by A: both matrices come in through s·BA.": (
+                lambda G, A, B, s: (B.T @ G, s * G @ A.T)
+            ),
+            "s is missing in the gradient by B: both matrices come in through s·BA.": (
+                lambda G, A, B, s: (s * B.T @ G, G @ A.T)
             ),
             "The factor s occurs once in each gradient, not twice.": lambda G, A, B, s: (
                 s**2 * B.T @ G,

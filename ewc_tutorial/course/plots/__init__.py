@@ -57,7 +57,6 @@ from ewc_tutorial.course.plots.fisher import (
 )
 from ewc_tutorial.course.plots.language import (
     factor_by_batch,
-    perplexity_by_stage,
     perplexity_over_time,
     protection,
 )
@@ -65,9 +64,10 @@ from ewc_tutorial.course.plots.many import (
     RULE_STYLE,
     accuracy_by_task,
     anchor_panels,
-    cost_curves,
+    difference_by_task,
     free_by_layer,
     paired_dots,
+    paths_of_programs,
     task_weights,
 )
 from ewc_tutorial.course.plots.penalty import (
@@ -139,11 +139,11 @@ __all__ = [
     "certainty_path",
     "collapsed_springs",
     "contours",
-    "cost_curves",
     "curve_with_band",
     "curves_at",
     "curves_by_lambda",
     "describe",
+    "difference_by_task",
     "error_rate_moves",
     "error_rates_by_lambda",
     "error_trade_off",
@@ -176,9 +176,9 @@ __all__ = [
     "orders",
     "overlap_by_layer",
     "paired_dots",
+    "paths_of_programs",
     "penalised_bowl",
     "penalty_traces",
-    "perplexity_by_stage",
     "perplexity_over_time",
     "pixel_map",
     "posterior_panels",

@@ -219,17 +219,17 @@ def curves_by_lambda(
 def best_lambda_chart(
     rows: Mapping[str, tuple[float, ArrayLike, float]], ax: Axes | None = None
 ) -> Axes:
-    """Draw where the best λ lies in each of several settings, with all λ that are as good.
+    """Draw where the best λ lies in each of several settings, with all λ that are nearly as good.
 
     Args:
-        rows: what a setting is called → (its best λ, the λ within one standard error of the best,
+        rows: what a setting is called → (its best λ, the λ whose mean is within 0.02 of the best,
             the Bayes value).
         ax: where to draw.
     """
     ax = axes_or_new(ax, (6.5, 0.7 + 0.45 * len(rows)))
     for y, (best, close, bayes) in enumerate(rows.values()):
         ax.plot([min(close), max(close)], [y, y], lw=5, color="C0", alpha=0.35,
-                solid_capstyle="round", label="as good, within one standard error")  # fmt: skip
+                solid_capstyle="round", label="within 0.02 of the best")  # fmt: skip
         ax.plot(best, y, "*", ms=14, color="C0", mec="white", label="best")
         ax.plot(bayes, y, "|", ms=16, mew=2, color="0.3", label="Bayes: $N_A/N_B$")
     ax.set(xscale="log", xlabel="λ", ylim=(len(rows) - 0.5, -0.5))

@@ -66,33 +66,6 @@ def perplexity_over_time(
 
 
 @described
-def perplexity_by_stage(
-    methods: Mapping[str, ArrayLike], names: Sequence[str], axes: Sequence[Axes] | None = None
-) -> Sequence[Axes]:
-    """Draw the perplexity of each instance after each stage, one panel per instance.
-
-    Args:
-        methods: method → (instances, stages).
-        names: of the instances, which are learned in this order.
-        axes: one per instance.
-    """
-    if axes is None:
-        figsize = (3.3 * len(names), 3.9)
-        axes = plt.subplots(1, len(names), figsize=figsize, sharey=True)[1]
-    for i, (name, ax) in enumerate(zip(names, axes, strict=True)):
-        for values, look in zip(methods.values(), looks(methods, _STYLE), strict=True):
-            ax.plot(np.asarray(values)[i], **look)
-        ax.axvspan(i - 0.2, i + 0.2, color="C8", alpha=0.15, linewidth=0)
-        ax.set(title=f"instance {name}", xlabel="after", yscale="log", ylim=(1.15, 7))
-        ax.set_xticks(range(len(names)), names)
-        ax.set_yticks([1.25, 1.5, 2, 3, 4, 5], labels=["1.25", "1.5", "2", "3", "4", "5"])
-        ax.minorticks_off()
-    axes[0].set_ylabel("perplexity per character")
-    axes[-1].legend(fontsize="small", loc="upper left", bbox_to_anchor=(1.01, 1.0))
-    return axes
-
-
-@described
 def protection(
     points: Mapping[str, tuple[ArrayLike, ArrayLike, Sequence[float]]],
     axes: Sequence[Axes] | None = None,

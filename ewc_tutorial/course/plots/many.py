@@ -1,4 +1,4 @@
-"""Figures of notebook 06: four rules for many tasks, their cost, and what room they leave."""
+"""Figures of notebook 06: four rules for many tasks, and what room they leave."""
 
 from __future__ import annotations
 
@@ -69,6 +69,30 @@ def anchor_panels(
 
 
 @described
+def paths_of_programs(
+    paths: ArrayLike, optima: ArrayLike, axes: Sequence[Axes] | None = None
+) -> Sequence[Axes]:
+    """Draw one weight of several programs after each task, beside the tasks' own optima.
+
+    Args:
+        paths: ``(programs, T)`` the weight after each task.
+        optima: ``(programs, T)`` where each task alone would put it.
+        axes: one per program.
+    """
+    paths, optima = np.asarray(paths, dtype=float), np.asarray(optima, dtype=float)
+    if axes is None:
+        axes = plt.subplots(1, len(paths), figsize=(3.3 * len(paths), 3.0), sharey=True)[1]
+    for number, (ax, path, own) in enumerate(zip(axes, paths, optima, strict=True)):
+        x = range(1, len(path) + 1)
+        ax.plot(x, own, "o", color="0.6", mfc="white", label="the task's own optimum")
+        ax.plot(x, path, color="C0", marker=".", label="weight after the task")
+        ax.set(title=f"run {number}", xlabel="task", xticks=x)
+    axes[0].set_ylabel("weight $θ_1$")
+    axes[-1].legend(fontsize="small", loc="center left", bbox_to_anchor=(1.0, 0.5))
+    return axes
+
+
+@described
 def task_weights(
     weights: Mapping[str, ArrayLike], ax: Axes | None = None, fair: bool = True
 ) -> Axes:
@@ -116,6 +140,32 @@ def accuracy_by_task(
 
 
 @described
+def difference_by_task(
+    differences: ArrayLike, predicted: ArrayLike, ax: Axes | None = None
+) -> Axes:
+    """Draw how much more one rule keeps of each task than another, beside a predicted difference.
+
+    Args:
+        differences: ``(runs, T)`` accuracy under the one less that under the other, paired; the
+            bars are ± 1 standard error.
+        predicted: ``(T,)`` difference of the shares in the last optimum.
+        ax: where to draw.
+    """
+    ax = axes_or_new(ax, (5.5, 3.6))
+    runs = np.asarray(differences, dtype=float)
+    x = np.arange(1, runs.shape[1] + 1)
+    ax.axhline(0, color="0.4", lw=1)
+    ax.plot(x, predicted, color="0.4", ls="--", marker="x", label="share, predicted")
+    ax.errorbar(
+        x, runs.mean(0), yerr=standard_error(runs), color="C0", fmt="o", capsize=3,
+        label="accuracy, measured",
+    )  # fmt: skip
+    ax.set(xlabel="task, in the order of learning", ylabel="separate − latest", xticks=x)
+    ax.legend(fontsize="small")
+    return ax
+
+
+@described
 def paired_dots(
     rows: Mapping[str, Mapping[str, ArrayLike]], ax: Axes | None = None, xlabel: str = ""
 ) -> Axes:
@@ -153,34 +203,6 @@ def paired_dots(
     if len(seen) > 1:
         ax.legend(fontsize="small", loc="center left", bbox_to_anchor=(1.0, 0.5))
     return ax
-
-
-@described
-def cost_curves(
-    tasks: ArrayLike,
-    seconds: Mapping[str, ArrayLike],
-    megabytes: Mapping[str, ArrayLike],
-    axes: Sequence[Axes] | None = None,
-) -> Sequence[Axes]:
-    """Draw the time of a training step and the memory against the number of tasks behind.
-
-    Args:
-        tasks: ``(K,)`` numbers of tasks.
-        seconds: way of doing it → ``(K,)`` time of a step.
-        megabytes: way of doing it → ``(K,)``.
-        axes: two.
-    """
-    if axes is None:
-        axes = plt.subplots(1, 2, figsize=(9.5, 3.3))[1]
-    for ax, table, scale in zip(axes, (seconds, megabytes), (1e3, 1.0), strict=True):
-        lines = looks(table, first=("C3", "C0", "C7"))
-        for values, look in zip(table.values(), lines, strict=True):
-            ax.plot(tasks, scale * np.asarray(values, dtype=float), markersize=5, **look)
-        ax.set(xlabel="number of tasks so far", ylim=(0, None))
-        ax.legend(fontsize="small")
-    axes[0].set_ylabel("time of a step (ms)")
-    axes[1].set_ylabel("memory for the penalty (MB)")
-    return axes
 
 
 @described
