@@ -15,9 +15,10 @@ from collections.abc import Callable
 from typing import Any
 
 from ewc_tutorial.course.exercises.core import Exercise, Result, judge
+from ewc_tutorial.course.exercises.prediction import graded
 from ewc_tutorial.course.exercises.registry import EXERCISES
 
-__all__ = ["EXERCISES", "Exercise", "check", "reveal"]
+__all__ = ["EXERCISES", "Exercise", "check", "graded", "reveal"]
 
 
 def check(name: str, fn: Callable[..., Any]) -> Result:
