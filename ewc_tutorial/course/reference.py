@@ -162,6 +162,22 @@ def fisher_batched(
     return fisher
 
 
+def fisher_from_batches(
+    model: nn.Module, x: Tensor, y: Tensor, batch_size: int
+) -> dict[str, Tensor]:
+    """Return the empirical Fisher of :func:`fisher_empirical`, whatever the batch size is.
+
+    The data comes in batches, but each sample has a gradient of its own, squared by itself.
+    """
+    fisher = {name: torch.zeros_like(p) for name, p in model.named_parameters()}
+    for xs, ys in zip(x.split(batch_size), y.split(batch_size), strict=True):
+        for loss in functional.cross_entropy(model(xs), ys, reduction="none"):
+            gradients = torch.autograd.grad(loss, list(model.parameters()), retain_graph=True)
+            for name, g in zip(fisher, gradients, strict=True):
+                fisher[name] += g**2 / len(x)
+    return fisher
+
+
 # --- 03 The penalty term --------------------------------------------------------------------
 
 
@@ -202,6 +218,25 @@ def proximal_step(
         x = lr * lam * fisher[name]
         stepped[name] = (theta[name] + x * anchor[name]) / (1 + x)
     return stepped
+
+
+def convert_lambda(
+    lam: float, theirs: dict[str, bool], ours: dict[str, bool], n_old: int, n_new: int
+) -> float:
+    """Return the λ that means in our convention what ``lam`` means in theirs.
+
+    A convention is a dict of three booleans: ``half`` (is there a ½ before λ?), ``sum_loss`` (is
+    the loss the sum over the ``n_new`` samples of the new task, not their mean?) and
+    ``sum_fisher`` (is F the sum over the ``n_old`` samples of the old one?).
+    """
+
+    def spring(convention: dict[str, bool]) -> float:
+        """Return what λ has to be multiplied by, beside a mean loss: ½ or 1, N_old or 1, …"""
+        factor = 0.5 if convention["half"] else 1.0
+        factor *= n_old if convention["sum_fisher"] else 1
+        return factor / (n_new if convention["sum_loss"] else 1)
+
+    return lam * spring(theirs) / spring(ours)
 
 
 def collapse_quadratics(

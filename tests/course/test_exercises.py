@@ -256,6 +256,17 @@ POINTS = Prediction(
 TIMES = Prediction("see section 1", factor=2.0)
 
 
+def test_a_run_that_is_made_for_a_prediction_waits_for_it_and_has_another_seed_each_time():
+    seeds = []
+    prediction = Prediction("see section 1", within=0.1)
+    assert "Not attempted" in repr(prediction.judge(..., seeds.append))
+    assert "one number" in repr(prediction.judge("much", seeds.append))
+    assert not seeds
+    for seed in range(3):
+        assert prediction.judge(0.55, lambda s: seeds.append(s) or 0.6, seed=seed)
+    assert len(set(seeds)) == 3
+
+
 @pytest.mark.parametrize(
     ("prediction", "said", "found", "words"),
     [

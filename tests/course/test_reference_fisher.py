@@ -170,3 +170,16 @@ def test_the_package_agrees(estimator):
     }[estimator]()
     batch_size = 8 if estimator == "batched" else 10
     close(fisher_diagonal(model, (x, y), estimator, batch_size=batch_size), textbook)
+
+
+@pytest.mark.parametrize("batch_size", [1, 3, 7, 20])
+def test_fisher_from_batches_is_the_mean_of_the_squared_scores_whatever_the_batch_size(batch_size):
+    model, x, y = problem()
+    jacobian = jacrev(lambda w: functional_call(model, w, (x,)).log_softmax(1))(
+        {name: p.detach() for name, p in model.named_parameters()}
+    )
+    expected = {
+        name: torch.stack([J[n, y[n]] for n in range(len(x))]).square().mean(0)
+        for name, J in jacobian.items()
+    }
+    close(reference.fisher_from_batches(model, x, y, batch_size), expected)

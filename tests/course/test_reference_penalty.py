@@ -189,3 +189,34 @@ def test_the_package_collapses_as_the_textbook_does():
         for name, p in model.named_parameters():
             p.copy_(ewc.anchor[name])
     assert ewc.penalty().item() == pytest.approx(0.5 * float(constant), rel=1e-9)
+
+
+@given(st.integers(0, 10_000))
+@settings(max_examples=30, deadline=None)
+def test_convert_lambda_makes_two_objectives_the_same_up_to_a_factor(seed):
+    """Both gradients, written out for one weight with a quadratic loss per sample."""
+    draw = np.random.default_rng(seed)
+    n_old, n_new = draw.integers(2, 9, 2)
+    targets, squares = draw.normal(size=n_new), draw.uniform(0.1, 2, n_old)
+    theta, anchor, lam = draw.normal(size=3)
+    names = ("half", "sum_loss", "sum_fisher")
+    theirs, ours = ({name: bool(draw.integers(2)) for name in names} for _ in range(2))
+
+    def objective(at, lam, convention):
+        losses = [(at - target) ** 2 for target in targets]
+        loss = sum(losses) if convention["sum_loss"] else sum(losses) / n_new
+        F = sum(squares) if convention["sum_fisher"] else sum(squares) / n_old
+        penalty = lam * F * (at - anchor) ** 2
+        return loss + (penalty / 2 if convention["half"] else penalty)
+
+    converted = reference.convert_lambda(abs(lam), theirs, ours, int(n_old), int(n_new))
+    factors = []
+    for at in (theta, theta + 1, theta - 2):
+        slopes = [
+            objective(at + 1e-3, value, convention) - objective(at - 1e-3, value, convention)
+            for value, convention in ((abs(lam), theirs), (converted, ours))
+        ]
+        factors.append(slopes[0] / slopes[1])
+    assert factors == pytest.approx(
+        [float(n_new) ** (theirs["sum_loss"] - ours["sum_loss"])] * 3, rel=1e-6
+    )

@@ -33,7 +33,7 @@ def check(name: str, *given: Any) -> Result:
     Args:
         name: of the exercise.
         given: the reader's function; for a prediction, the number that was said and the one that
-            was measured.
+            was measured, or how to measure it.
 
     Raises:
         KeyError: there is no exercise of that name.

@@ -22,13 +22,13 @@ def _randn(*shape: int, seed: int) -> Tensor:
 # --- KL between two Gaussians -----------------------------------------------------------------
 
 
-def _gaussian_pairs() -> list[tuple[Any, ...]]:
+def _gaussian_pairs(seed: int = 0) -> list[tuple[Any, ...]]:
     cases = []
-    for D, seed in ((1, 1), (2, 2), (3, 3)):
-        roots = _randn(2, D, D, seed=seed)
+    for D in (1, 2, 3):
+        roots = _randn(2, D, D, seed=100 * seed + D)
         eye = torch.eye(D, dtype=torch.float64)
         P, Q = roots @ roots.mT + eye * torch.tensor([0.5, 2.0])[:, None, None]
-        means = _randn(2, D, seed=seed + 10)
+        means = _randn(2, D, seed=100 * seed + D + 10)
         cases.append((means[0], P, means[1], Q))
     return cases
 
@@ -67,10 +67,10 @@ def _kl_of_covariances(m_p: Tensor, P: Tensor, m_q: Tensor, Q: Tensor) -> Tensor
 # --- The precision of a Laplace approximation -------------------------------------------------
 
 
-def _posteriors() -> list[tuple[Any, ...]]:
+def _posteriors(seed: int = 0) -> list[tuple[Any, ...]]:
     return [
-        (_randn(D, seed=seed), 1.5 * _randn(N, D, seed=seed + 10), tau)
-        for D, N, tau, seed in ((2, 7, 0.25, 4), (2, 20, 2.0, 5), (3, 5, 0.5, 6))
+        (_randn(D, seed=100 * seed + k), 1.5 * _randn(N, D, seed=100 * seed + k + 10), tau)
+        for D, N, tau, k in ((2, 7, 0.25, 4), (2, 20, 2.0, 5), (3, 5, 0.5, 6))
     ]
 
 
@@ -114,11 +114,12 @@ def _precision_diagonal(theta: Tensor, x: Tensor, tau: float) -> Tensor:
 # --- The diagonal Fisher information ----------------------------------------------------------
 
 
-def _logistic_data() -> list[tuple[Any, ...]]:
+def _logistic_data(seed: int = 0) -> list[tuple[Any, ...]]:
     cases = []
-    for D, N, seed in ((2, 8, 7), (2, 30, 8), (4, 11, 9)):
-        theta, x = _randn(D, seed=seed), _randn(N, D, seed=seed + 10)
-        y = (torch.rand(N, generator=_numbers(seed + 20), dtype=torch.float64) < 0.5).double()
+    for D, N, k in ((2, 8, 7), (2, 30, 8), (4, 11, 9)):
+        first = 100 * seed + k
+        theta, x = _randn(D, seed=first), _randn(N, D, seed=first + 10)
+        y = (torch.rand(N, generator=_numbers(first + 20), dtype=torch.float64) < 0.5).double()
         cases.append((theta, x, y))
     return cases
 

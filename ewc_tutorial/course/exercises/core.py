@@ -132,7 +132,8 @@ class Exercise:
 class Prediction:
     """An exercise whose answer is a number, said before the experiment and judged by it.
 
-    ``check(name, predicted, measured)`` stands after the run.
+    ``check(name, predicted, measured)`` stands after the run. Or it makes the run itself, once
+    there is a number: ``measured`` is a function of a seed then, another one at each check.
 
     Attributes:
         why: how the number could have been known, shown by ``reveal``.
@@ -154,7 +155,8 @@ class Prediction:
         if predicted is ... or predicted is None:
             return Result(False, "○ Not attempted yet: write your number above and run this again.")
         try:
-            said, found = float(predicted), float(measured)
+            said = float(predicted)
+            found = float(measured(1000 + seed) if callable(measured) else measured)
         except (TypeError, ValueError):
             return Result(False, f"✗ A prediction is one number, not {predicted!r}.")
         both = f"You said {said:.3g}{self.unit}, the run gave {found:.3g}{self.unit}"

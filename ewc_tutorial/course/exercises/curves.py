@@ -12,13 +12,12 @@ from ewc_tutorial.course import reference
 from ewc_tutorial.course.exercises.core import Exercise
 
 
-def _matrices() -> list[tuple[Tensor]]:
+def _matrices(seed: int = 0) -> list[tuple[Tensor]]:
     """Return accuracy matrices of 2, 3 and 5 tasks; in some a task is best long after learning."""
     three = [[0.95, 0.10, 0.12], [0.70, 0.94, 0.08], [0.76, 0.55, 0.96]]
     late = [[0.80, 0.20, 0.10], [0.90, 0.85, 0.20], [0.60, 0.88, 0.90]]
-    generator = torch.Generator().manual_seed(0)
-    five = torch.rand(5, 5, generator=generator, dtype=torch.float64)
-    two = torch.tensor([[0.9, 0.1], [0.6, 0.8]], dtype=torch.float64)
+    generator = torch.Generator().manual_seed(seed)
+    five, two = (torch.rand(n, n, generator=generator, dtype=torch.float64) for n in (5, 2))
     return [
         (torch.tensor(three, dtype=torch.float64),),
         (torch.tensor(late, dtype=torch.float64),),
@@ -27,9 +26,9 @@ def _matrices() -> list[tuple[Tensor]]:
     ]
 
 
-def _diagonals() -> list[tuple[Tensor, Tensor]]:
+def _diagonals(seed: int = 0) -> list[tuple[Tensor, Tensor]]:
     """Return pairs of Fisher diagonals: of unequal size, the same up to a factor, and disjoint."""
-    generator = torch.Generator().manual_seed(1)
+    generator = torch.Generator().manual_seed(1 + seed)
 
     def draw(n: int, scale: float) -> Tensor:
         F = scale * 10 ** torch.randn(n, generator=generator, dtype=torch.float64)
@@ -45,9 +44,9 @@ def _diagonals() -> list[tuple[Tensor, Tensor]]:
 Gradient = Callable[[Tensor], Tensor]
 
 
-def _descents() -> list[tuple[Any, ...]]:
+def _descents(seed: int = 0) -> list[tuple[Any, ...]]:
     """Return tasks B with a quadratic and with a logistic loss, springs from slack to rigid."""
-    generator = torch.Generator().manual_seed(2)
+    generator = torch.Generator().manual_seed(2 + seed)
 
     def draw(*shape: int) -> Tensor:
         return torch.randn(*shape, generator=generator, dtype=torch.float64)
@@ -111,10 +110,9 @@ EXERCISES: dict[str, Exercise] = {
             "The sign is the other way round: forgetting is positive when accuracy was lost.": (
                 lambda R: (R[-1, :-1] - R[:-1, :-1].max(0).values).mean()
             ),
-            "That lets the maximum run over the last row, too, which hides it when a task ends "
-            "at its best: only the stages before the last one count.": (
-                lambda R: (R.max(0).values - R[-1])[:-1].mean()
-            ),
+            "That is never negative: the maximum runs over the last row, too, or it is cut at "
+            "zero. A task that ends at its best has a negative forgetting: count the stages "
+            "before the last one only.": (lambda R: (R.max(0).values - R[-1])[:-1].mean()),
             "Rows and columns are exchanged: R[i, j] is the accuracy on task j after learning "
             "task i.": lambda R: (R[:-1, :-1].max(1).values - R[:-1, -1]).mean(),
         },
@@ -148,8 +146,9 @@ EXERCISES: dict[str, Exercise] = {
         answer=reference.descend_with_ewc,
         cases=_descents,
         mistakes={
-            "That is plain fine-tuning: nothing pulls the weights back.": _descent(
-                lambda theta, g, anchor, F, lam, lr: theta - lr * g(theta)
+            "That is plain fine-tuning: nothing pulls the weights back. (If you do pull: is "
+            "`theta` the anchor itself, which then moves with it? Start from `anchor.clone()`.)": (
+                _descent(lambda theta, g, anchor, F, lam, lr: theta - lr * g(theta))
             ),
             "That treats all weights alike, as L2 does: the pull must be in proportion to F.": (
                 _descent(

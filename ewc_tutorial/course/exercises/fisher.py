@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -15,12 +16,12 @@ from ewc_tutorial.course.models import mlp
 Fisher = dict[str, Tensor]
 
 
-def _networks() -> list[tuple[nn.Module, Tensor, Tensor]]:
+def _networks(seed: int = 0) -> list[tuple[nn.Module, Tensor, Tensor]]:
     """Return three small networks, each with inputs and labels, some of which it gets wrong."""
-    g = torch.Generator().manual_seed(0)
+    g = torch.Generator().manual_seed(seed)
     cases = []
     for n, features, hidden, classes in ((5, 4, [], 3), (8, 3, [6], 4), (6, 5, [4, 4], 2)):
-        model = mlp(features, hidden, classes, activation=nn.Tanh, seed=classes)
+        model = mlp(features, hidden, classes, activation=nn.Tanh, seed=10 * seed + classes)
         with torch.no_grad():
             for p in model.parameters():
                 p.mul_(2)
@@ -81,14 +82,51 @@ def _through_the_weights(model: nn.Module, x: Tensor) -> Fisher:
     return _squared(_gradients(model, (p * p.log()).sum()))
 
 
-def _logits() -> list[tuple[Tensor]]:
-    return [(torch.tensor(z),) for z in ([1.0, 0.0, -2.0], [0.5, -0.5], [3.0, 1.0, 1.0, 0.0])]
+def _logits(seed: int = 0) -> list[tuple[Tensor]]:
+    g = torch.Generator().manual_seed(seed)
+    return [(1.5 * torch.randn(n, generator=g),) for n in (3, 2, 4)]
 
 
 def _outer_sum(weights: Tensor, p: Tensor) -> Tensor:
     """Return Σ_y w_y s_y s_yᵀ with s_y = e_y − p."""
     s = torch.eye(len(p)) - p
     return s.T @ (weights.unsqueeze(1) * s)
+
+
+def _batch_means(model: nn.Module, x: Tensor, y: Tensor, batch_size: int) -> Fisher:
+    """The code of section 4: each batch counts the same."""
+    parts = list(zip(x.split(batch_size), y.split(batch_size), strict=True))
+    fisher = {name: torch.zeros_like(p) for name, p in model.named_parameters()}
+    for xs, ys in parts:
+        for name, g in _gradients(model, functional.cross_entropy(model(xs), ys)).items():
+            fisher[name] += g.square() / len(parts)
+    return fisher
+
+
+def _batch_sums(model: nn.Module, x: Tensor, y: Tensor, batch_size: int) -> Fisher:
+    fisher = {name: torch.zeros_like(p) for name, p in model.named_parameters()}
+    for xs, ys in zip(x.split(batch_size), y.split(batch_size), strict=True):
+        loss = functional.cross_entropy(model(xs), ys, reduction="sum")
+        for name, g in _gradients(model, loss).items():
+            fisher[name] += g.square() / len(x)
+    return fisher
+
+
+def _never_zeroed(model: nn.Module, x: Tensor, y: Tensor, batch_size: int = 1) -> Fisher:
+    """Batch by batch, each gradient on top of those before it."""
+    parts = list(zip(x.split(batch_size), y.split(batch_size), strict=True))
+    fisher = {name: torch.zeros_like(p) for name, p in model.named_parameters()}
+    so_far = {name: torch.zeros_like(p) for name, p in model.named_parameters()}
+    for xs, ys in parts:
+        for name, g in _gradients(model, functional.cross_entropy(model(xs), ys)).items():
+            so_far[name] += g
+            fisher[name] += so_far[name].square() / len(parts)
+    return fisher
+
+
+def _in_batches(seed: int = 0) -> list[tuple[nn.Module, Tensor, Tensor, int]]:
+    """Return the networks, each with a batch size; in one the last batch is a smaller one."""
+    return [(*case, size) for case, size in zip(_networks(seed), (2, 4, 3), strict=True)]
 
 
 EXERCISES: dict[str, Exercise] = {
@@ -142,6 +180,13 @@ EXERCISES: dict[str, Exercise] = {
             "This is the sum over the samples: divide by their number, or λ will depend on it.": (
                 lambda model, x, y: _times(reference.fisher_empirical(model, x, y), len(x))
             ),
+            **{
+                f"These are squared means of batches of {size}: the square comes first, and of "
+                "single samples.": partial(_batch_means, batch_size=size)
+                for size in (2, 3, 4)
+            },
+            "The gradients pile up: `backward()` adds to what is in `.grad`. Call "
+            "`model.zero_grad()` before each sample.": _never_zeroed,
             "This takes the network's own top class as the label: the empirical Fisher takes the "
             "data's label y.": lambda model, x, y: reference.fisher_argmax(model, x),
             "This is the exact Fisher: here only the data's label counts.": (
@@ -154,7 +199,7 @@ EXERCISES: dict[str, Exercise] = {
     ),
     "fisher_exact": Exercise(
         answer=reference.fisher_exact,
-        cases=lambda: [(model, x) for model, x, _ in _networks()],
+        cases=lambda seed=0: [(model, x) for model, x, _ in _networks(seed)],
         mistakes={
             "All classes count the same in this: weight each one by its probability p(c).": (
                 _over_classes(lambda p, G: G.square().mean(0))
@@ -165,7 +210,8 @@ EXERCISES: dict[str, Exercise] = {
             "This looks at the likeliest class alone: sum over all of them.": (
                 lambda model, x: reference.fisher_argmax(model, x)
             ),
-            "The weight got squared, too: it is p(c) times the square of the score.": (
+            "The weight got squared, too: it is p(c) times the square of the score. (Or it is the "
+            "gradient of p: the score is that of log p.)": (
                 _over_classes(lambda p, G: (_along(p, G) * G).square().sum(0))
             ),
             # The same with or without a square after the sum: rounding errors.
@@ -176,6 +222,39 @@ EXERCISES: dict[str, Exercise] = {
             "and take one gradient per class.": _mean_over_samples(_through_the_weights),
             "This is the sum over the samples: divide by their number.": (
                 lambda model, x: _times(reference.fisher_exact(model, x), len(x))
+            ),
+        },
+    ),
+    "fisher_from_batches": Exercise(
+        answer=reference.fisher_from_batches,
+        cases=_in_batches,
+        mistakes={
+            "This still squares the mean of each batch: it is too small by about the batch size. "
+            "Take one gradient for each sample, then square.": _batch_means,
+            "This still squares the mean of each batch, now weighted with its size.": (
+                reference.fisher_batched
+            ),
+            "Times the batch size is no repair: it puts back 1/B, but what the mean has cancelled "
+            "is gone, and (E[g])² has become B times too large.": (
+                lambda model, x, y, size: _times(_batch_means(model, x, y, size), size)
+            ),
+            "This squares the *sum* over each batch: the samples of a batch are still mixed.": (
+                _batch_sums
+            ),
+            "The gradients pile up from batch to batch: `zero_grad()` belongs inside the loop. "
+            "And a batch still gives one gradient, not one for each sample.": _never_zeroed,
+            "Single samples now, but their gradients pile up: `backward()` adds to what is in "
+            "`.grad`. Call `zero_grad()` before each of them.": (
+                lambda model, x, y, size: _never_zeroed(model, x, y)
+            ),
+            "One gradient for each sample, right. But you divide by the number of batches: it is "
+            "a mean over samples.": (
+                lambda model, x, y, size: _times(
+                    reference.fisher_empirical(model, x, y), len(x) / -(-len(x) // size)
+                )
+            ),
+            "This is the sum over the samples: divide by their number, not by one.": (
+                lambda model, x, y, size: _times(reference.fisher_empirical(model, x, y), len(x))
             ),
         },
     ),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Callable
 from typing import Any
 
@@ -11,6 +12,7 @@ from torch import Tensor
 from ewc_tutorial.course.exercises.core import Exercise
 from ewc_tutorial.course.reference import (
     collapse_quadratics,
+    convert_lambda,
     ewc_gradient,
     ewc_penalty,
     proximal_step,
@@ -34,23 +36,92 @@ def _networks(seed: int) -> tuple[Tensors, Tensors, Tensors]:
     return theta, anchor, fisher
 
 
-def _penalty_cases() -> list[tuple[Any, ...]]:
-    return [(*_networks(0), 1.0), (*_networks(1), 30.0), (*_networks(2), 0.5)]
+def _penalty_cases(seed: int = 0) -> list[tuple[Any, ...]]:
+    return [(*_networks(10 * seed + k), lam) for k, lam in enumerate((1.0, 30.0, 0.5))]
 
 
-def _step_cases() -> list[tuple[Any, ...]]:
+class WithoutAutograd(Tensor):
+    """A tensor for an exercise that is about a formula: it refuses to be differentiated."""
+
+    @classmethod
+    def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func in _AUTOGRAD:
+            raise RuntimeError(
+                "this exercise asks for the formula: write the gradient down, without "
+                "requires_grad, backward() or torch.autograd."
+            )
+        return super().__torch_function__(func, types, args, kwargs or {})
+
+
+_AUTOGRAD = (
+    Tensor.requires_grad_,
+    Tensor.requires_grad.__set__,
+    Tensor.backward,
+    torch.autograd.grad,
+    torch.autograd.backward,
+)
+
+
+def _gradient_cases(seed: int = 0) -> list[tuple[Any, ...]]:
     return [
-        (*_networks(3), 1.0, 0.1),
-        (*_networks(4), 40.0, 0.05),
-        (*_networks(5), 1e6, 0.2),
-        (*_networks(6), 0.0, 0.1),
+        (*({n: t.as_subclass(WithoutAutograd) for n, t in part.items()} for part in parts), lam)
+        for *parts, lam in _penalty_cases(seed)
     ]
 
 
-def _quadratic_cases() -> list[tuple[Any, ...]]:
+def _step_cases(seed: int = 0) -> list[tuple[Any, ...]]:
+    numbers = ((1.0, 0.1), (40.0, 0.05), (1e6, 0.2), (0.0, 0.1))
+    return [(*_networks(10 * seed + k), *pair) for k, pair in enumerate(numbers, start=3)]
+
+
+def _conventions(seed: int = 0) -> list[tuple[Any, ...]]:
+    """Return conversions between conventions: each choice alone, both ways, then mixtures."""
+    generator = random.Random(seed)
+    names = ("half", "sum_loss", "sum_fisher")
+    theirs = {name: generator.random() < 0.5 for name in names}
+    pairs = [(theirs, theirs | {name: not theirs[name]}) for name in names]
+    pairs += [(ours, theirs) for theirs, ours in pairs]
+    pairs += [({n: generator.random() < 0.5 for n in names}, theirs) for _ in range(3)]
+    return [
+        (
+            10 ** generator.uniform(-2, 4),
+            dict(first),
+            dict(second),
+            generator.randrange(1000, 9000),
+            generator.randrange(100, 900),
+        )
+        for first, second in pairs
+    ]
+
+
+def _spring(convention: dict[str, bool], n_old: int, n_new: int, **powers: int) -> float:
+    """Return what λ is multiplied by, each factor to a power; 1 is right."""
+    half = 0.5 if convention["half"] else 1.0
+    fisher = n_old if convention["sum_fisher"] else 1
+    loss = 1 / n_new if convention["sum_loss"] else 1
+    half, loss, fisher = (
+        factor ** powers.get(name, 1)
+        for name, factor in (("half", half), ("loss", loss), ("fisher", fisher))
+    )
+    return half * loss * fisher
+
+
+def _wrongly(swap: bool = False, **powers: int) -> Callable[..., float]:
+    """Return a conversion that has a factor to another power, or N_old and N_new exchanged."""
+
+    def convert(
+        lam: float, theirs: dict[str, bool], ours: dict[str, bool], n_old: int, n_new: int
+    ) -> float:
+        sizes = (n_new, n_old) if swap else (n_old, n_new)
+        return lam * _spring(theirs, *sizes, **powers) / _spring(ours, *sizes, **powers)
+
+    return convert
+
+
+def _quadratic_cases(seed: int = 0) -> list[tuple[Any, ...]]:
     cases = []
-    for seed, n_tasks in ((7, 2), (8, 3), (9, 5)):
-        networks = [_networks(seed * 10 + t) for t in range(n_tasks)]
+    for k, n_tasks in ((7, 2), (8, 3), (9, 5)):
+        networks = [_networks(1000 * seed + 10 * k + t) for t in range(n_tasks)]
         cases.append(
             (
                 [fisher["2.weight"].flatten() for _, _, fisher in networks],
@@ -139,7 +210,7 @@ EXERCISES: dict[str, Exercise] = {
     ),
     "ewc_gradient": Exercise(
         answer=ewc_gradient,
-        cases=_penalty_cases,
+        cases=_gradient_cases,
         mistakes={
             "Twice too large: the 2 from the square cancels against the ½ of the penalty.": _each(
                 lambda theta, anchor, F, lam: 2 * lam * F * (theta - anchor)
@@ -191,6 +262,27 @@ EXERCISES: dict[str, Exercise] = {
                     (anchor + lr * lam * F * theta) / (1 + lr * lam * F)
                 )
             ),
+        },
+    ),
+    "convert_lambda": Exercise(
+        answer=convert_lambda,
+        cases=_conventions,
+        mistakes={
+            "The wrong way round: that takes a λ from our convention into theirs.": (
+                _wrongly(half=-1, loss=-1, fisher=-1)
+            ),
+            "The ½ is the wrong way round: without it, half the λ does the same.": _wrongly(
+                half=-1
+            ),
+            "The ½ has no effect in that: without it, half the λ will do.": _wrongly(half=0),
+            "The loss is the wrong way round: beside a *sum* over n_new samples the same spring "
+            "needs an n_new times larger λ.": _wrongly(loss=-1),
+            "It makes no difference in that whether the loss is a mean or a sum.": _wrongly(loss=0),
+            "F is the wrong way round: if F is a *sum* over n_old samples, λ is n_old times "
+            "smaller.": _wrongly(fisher=-1),
+            "It makes no difference in that whether F is a mean or a sum.": _wrongly(fisher=0),
+            "n_old and n_new are exchanged: F is summed over the old task, the loss over the new "
+            "one.": _wrongly(swap=True),
         },
     ),
     "collapse_quadratics": Exercise(

@@ -6,25 +6,23 @@ import torch
 from torch import Tensor
 
 from ewc_tutorial.course import reference
-from ewc_tutorial.course.exercises.core import Exercise
+from ewc_tutorial.course.exercises.core import Exercise, Prediction, Question
 
 
-def _logits_and_labels() -> list[tuple[Tensor, Tensor]]:
-    g = torch.Generator().manual_seed(0)
+def _logits_and_labels(seed: int = 0) -> list[tuple[Tensor, Tensor]]:
+    """Return three cases, none of them all right or all wrong, in which no share is a round one."""
+    g = torch.Generator().manual_seed(seed)
     cases = []
-    for n, n_classes in ((8, 3), (20, 5), (5, 5)):
+    for n, n_classes in ((7, 3), (23, 5), (13, 5)):
         logits = torch.randn(n, n_classes, generator=g)
-        y = torch.where(
-            torch.rand(n, generator=g) < 0.6,
-            logits.argmax(1),
-            torch.randint(n_classes, (n,), generator=g),
-        )
-        cases.append((logits, y))
+        others = torch.randint(1, n_classes, (n,), generator=g)
+        others[torch.randperm(n, generator=g)[: int(torch.randint(1, n, (1,), generator=g))]] = 0
+        cases.append((logits, (logits.argmax(1) + others) % n_classes))
     return cases
 
 
-def _images_and_order() -> list[tuple[Tensor, Tensor]]:
-    g = torch.Generator().manual_seed(1)
+def _images_and_order(seed: int = 0) -> list[tuple[Tensor, Tensor]]:
+    g = torch.Generator().manual_seed(1 + seed)
     return [
         (torch.rand(n, d, generator=g), torch.randperm(d, generator=g))
         for n, d in ((3, 4), (6, 6), (5, 64))
@@ -49,6 +47,9 @@ EXERCISES = {
             "That takes the smallest logit: the network's answer is the largest.": (
                 lambda logits, y: (logits.argmin(1) == y).float().mean()
             ),
+            "That is rounded: return the share itself, and round it where it is printed.": (
+                lambda logits, y: round((logits.argmax(1) == y).double().mean().item(), 2)
+            ),
             "In percent that is right; the course gives accuracies as shares between 0 and 1.": (
                 lambda logits, y: 100 * (logits.argmax(1) == y).float().mean()
             ),
@@ -69,5 +70,10 @@ EXERCISES = {
             ),
             "These are still the original images.": lambda x, order: x,
         },
+    ),
+    "slow_and_long": Prediction(
+        "Ten times smaller steps, ten times as many of them: the way that the weights go is the "
+        "same, and so is what it costs A.",
+        within=0.1,
     ),
 }
