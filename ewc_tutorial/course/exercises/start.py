@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from ewc_tutorial.course import reference
-from ewc_tutorial.course.exercises.core import Exercise, Prediction, Question
+from ewc_tutorial.course.exercises.core import Exercise, Prediction
 
 
 def _logits_and_labels(seed: int = 0) -> list[tuple[Tensor, Tensor]]:
