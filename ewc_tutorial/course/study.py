@@ -55,6 +55,11 @@ class Study:
     def tasks(self) -> list[Task]:
         return permuted_tasks(self.n_tasks, seed=self.seed)
 
+    @property
+    def unseen(self) -> Task:
+        """A further task of the same kind, which no network of the study has met."""
+        return permuted_tasks(self.n_tasks + 1, seed=self.seed)[-1]
+
     def learn(
         self,
         without: int | None = None,
@@ -178,6 +183,22 @@ def compare(
         "forgotten_kl": metrics.mean_kl(gold(x), model(x)),
         "membership": probability_of_less(*losses),
     }
+
+
+@torch.no_grad()
+def known(model: nn.Module, task: Task, unseen: Task) -> float:
+    """Return how well the model's loss tells a task from one that it has never met.
+
+    It is the probability that a test image of the task has a lower loss than a test image of the
+    unseen one, the area under the curve of a membership test for whole tasks: near 1 if the model
+    knows the task, ½ if the loss says nothing. Below ½ it says just as much: the model is *worse*
+    on the task than on one that it never met.
+    """
+    losses = [
+        functional.cross_entropy(model(x), y, reduction="none")
+        for x, y in (task.test.tensors, unseen.test.tensors)
+    ]
+    return probability_of_less(*losses)
 
 
 def probability_of_less(values: Tensor, others: Tensor) -> float:

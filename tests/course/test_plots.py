@@ -82,7 +82,6 @@ FIGURES: dict[str, Callable[[], Axes | Sequence[Axes]]] = {
     "spring_steps": lambda: plots.spring_steps(table(K)),
     "step_against_kl": lambda: in_rows(plots.step_against_kl, X, table(K), table(K)),
     "stretch_over_steps": lambda: plots.stretch_over_steps(table(K)),
-    "subtracted_share": lambda: plots.subtracted_share(X, table(K)),
     "task_weights": lambda: plots.task_weights(table(K)),
     "trade_off": lambda: plots.trade_off(table(K, 2)),
 }

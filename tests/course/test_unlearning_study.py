@@ -13,6 +13,7 @@ from ewc_tutorial.course.study import (
     compare,
     distance,
     flat,
+    known,
     probability_of_less,
     pull,
     relearn,
@@ -95,3 +96,20 @@ def test_the_probability_of_less_counts_pairs():
     values, others = torch.tensor([1.0, 2.0, 3.0]), torch.tensor([2.0, 2.5])
     # 1 < 2, 1 < 2.5, 2 = 2, 2 < 2.5, and 3 is less than neither.
     assert probability_of_less(values, others) == pytest.approx(3.5 / 6)
+
+
+def test_known_compares_every_image_of_a_task_with_every_one_of_a_task_that_nobody_met(
+    study, memory
+):
+    model, (task, _) = memory.ewc.model, study.tasks
+    assert [task.name for task in study.tasks] + [study.unseen.name] == ["A", "B", "C"]
+    losses = []
+    for x, y in (task.test.tensors, study.unseen.test.tensors):
+        p = model(x).double().softmax(1).detach()
+        losses.append(-p[range(len(y)), y].log())
+    less = sum((one < losses[1]).sum().item() for one in losses[0])
+    expected = less / (len(losses[0]) * len(losses[1]))
+    assert known(model, task, study.unseen) == pytest.approx(expected, abs=1e-4)
+    assert expected > 0.7
+    fresh = PROTOCOL.model(study.tasks, 0)
+    assert known(fresh, task, study.unseen) == pytest.approx(0.5, abs=0.1)

@@ -108,9 +108,7 @@ from ewc_tutorial.course.plots.unlearning import (
     before_and_after,
     bowl_paths,
     by_position,
-    cancellation,
     returning,
-    subtracted_share,
 )
 
 __all__ = [
@@ -134,7 +132,6 @@ __all__ = [
     "best_lambdas",
     "bowl_paths",
     "by_position",
-    "cancellation",
     "certainty_cloud",
     "certainty_path",
     "collapsed_springs",
@@ -202,7 +199,6 @@ __all__ = [
     "stiffness_by_direction",
     "stiffness_histogram",
     "stretch_over_steps",
-    "subtracted_share",
     "symbol_frames",
     "task_and_plane",
     "task_weights",

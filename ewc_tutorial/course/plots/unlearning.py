@@ -132,61 +132,6 @@ def bowl_paths(
 
 
 @described
-def subtracted_share(
-    shares: ArrayLike,
-    lines: Mapping[str, ArrayLike],
-    ax: Axes | None = None,
-    ylabel: str = "test accuracy",
-    title: str = "",
-) -> Axes:
-    """Draw what happens while a growing share of an update is subtracted.
-
-    Args:
-        shares: ``(K,)``; 1 is the whole update.
-        lines: label → ``(K,)``.
-        ax: where to draw.
-        ylabel, title: of the axes.
-    """
-    ax = axes_or_new(ax, (4.8, 3.4))
-    for values, look in zip(lines.values(), looks(lines, first=_FORGOTTEN_FIRST), strict=True):
-        ax.plot(shares, values, **look)
-    ax.axvline(1, color="0.4", lw=1)
-    ax.set(xlabel="share of the update that is subtracted", ylabel=ylabel, title=title)
-    ax.legend(fontsize="small")
-    return ax
-
-
-@described
-def cancellation(
-    ratio: ArrayLike, error: ArrayLike, precision: float, ax: Axes | None = None
-) -> Axes:
-    """Draw the relative error of S − F against F / S′, one dot per weight, on logarithmic axes.
-
-    Args:
-        ratio: ``(P,)``, the dropped importance over the one that remains.
-        error: ``(P,)``; zeros are left out.
-        precision: the rounding unit; a line marks ``precision · ratio``.
-        ax: where to draw.
-    """
-    ax = axes_or_new(ax, (5.4, 3.6))
-    ratio, error = np.asarray(ratio), np.asarray(error)
-    shown = (error > 0) & (ratio > 0)
-    ax.loglog(ratio[shown], error[shown], ".", ms=2, alpha=0.3, color="C0", rasterized=True)
-    ends = np.array([1.0, 1 / precision])
-    ax.loglog(ends, precision * ends, "--", color="C3", lw=2, label="rounding unit · F / S′")
-    ax.axhline(1, color="0.4", lw=1)
-    ax.annotate("nothing is right", (1e-8, 1.4), fontsize="small", color="0.3")
-    ax.set(
-        xlabel="dropped importance over remaining importance, F / S′",
-        ylabel="relative error of S′",
-        xlim=(1e-9, None),
-        ylim=(1e-11, 30),
-    )
-    ax.legend(fontsize="small", loc="lower right")
-    return ax
-
-
-@described
 def returning(
     steps: ArrayLike,
     curves: Mapping[str, ArrayLike],
