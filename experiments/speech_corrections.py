@@ -7,12 +7,17 @@ For each seed a base model is trained on the old speakers, then, always from the
 learns from 40 corrections of the new speaker in several ways. A row per run goes to
 the table ``speech_corrections`` as soon as it is done; what is there is not run again. The
 word error rates are those on 120 recordings of old speakers and 80 of the new one, made for this
-and used for nothing else. Takes about a minute and a half for each seed on one idle core.
+and used for nothing else. What is "drawn back" is a trained model on the straight line from its
+base, at ``fraction`` of the way, all parts of it from one training.
+``replay`` is the share of each batch that is old speech, from all 100 old recordings; "old speech
+mixed in" adds 40 of them to the corrections. Takes about three minutes for each seed on one idle
+core.
 """
 
 from __future__ import annotations
 
 import argparse
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -21,6 +26,7 @@ import pandas as pd
 import torch
 
 from ewc_tutorial.course import tables
+from ewc_tutorial.speech.acceptance import between
 from ewc_tutorial.speech.base import train_tiny
 from ewc_tutorial.speech.learning import Plan, Recording, evaluate, learn
 from ewc_tutorial.speech.recogniser import Recogniser
@@ -33,9 +39,13 @@ from ewc_tutorial.speech.synthetic import (
 from experiments import stored_rows
 
 TABLE = tables.path("speech_corrections")
-COLUMNS = ["seed", "run", "lam", "old_before", "new_before", "old", "new"]
+KEY = ["seed", "run", "lam", "replay", "fraction"]
+COLUMNS = [*KEY, "old_before", "new_before", "old", "new"]
 PLAN = Plan(learning_rate=2e-3, steps=100, freeze_encoder=False, fisher_samples=100)
 LAMBDAS = (1.0, 10.0, 100.0, 1000.0, 10_000.0)
+#: Parts of the way from the base to the trained weights.
+FRACTIONS = (0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2, 0.1)
+SHARES = (0.25, 0.5)
 #: How a run is called, what it trains on besides the corrections, where F comes from, the plan.
 RUNS = (
     [("plain", "old", replace(PLAN, lam=0.0))]
@@ -43,7 +53,15 @@ RUNS = (
     + [("EWC, F of the corrections", "corrections", replace(PLAN, lam=lam)) for lam in LAMBDAS]
     + [("old speech mixed in", "old", replace(PLAN, lam=0.0))]
     + [("LoRA", "old", replace(PLAN, lam=lam, lora_rank=4)) for lam in (0.0, 100.0, 1000.0)]
+    + [("replay", "old", replace(PLAN, lam=0.0, replay=share)) for share in SHARES]
+    + [
+        ("EWC and replay", "old", replace(PLAN, lam=lam, replay=share))
+        for lam in (10.0, 100.0)
+        for share in SHARES
+    ]
 )
+#: Which of them are drawn back, and with which λ.
+DRAWN_BACK = {"plain": (0.0,), "EWC": (10.0, 100.0), "replay": (0.0,), "EWC and replay": (10.0,)}
 
 
 def spoken(speakers: tuple[Speaker, ...], n: int, seed: int) -> list[Recording]:
@@ -62,11 +80,33 @@ def material(seed: int) -> tuple[list[Recording], ...]:
     )
 
 
+def fractions(name: str, plan: Plan) -> tuple[float, ...]:
+    """Return the parts of the way at which a run is measured, the end first."""
+    return (1.0, *(FRACTIONS if plan.lam in DRAWN_BACK.get(name, ()) else ()))
+
+
+def called(name: str, fraction: float) -> str:
+    """Return what a run is called in the table."""
+    return name if fraction == 1.0 else f"{name}, drawn back"
+
+
+def missing(seed: int) -> Iterator[tuple[str, str, Plan, list[float]]]:
+    """Yield the runs of a seed with the parts of the way that are not in the table."""
+    table = pd.read_csv(TABLE) if TABLE.exists() else pd.DataFrame(columns=COLUMNS)
+    have = set(table[KEY].itertuples(index=False, name=None))
+    for name, source, plan in RUNS:
+        wanted = [
+            fraction
+            for fraction in fractions(name, plan)
+            if (seed, called(name, fraction), plan.lam, plan.replay, fraction) not in have
+        ]
+        if wanted:
+            yield name, source, plan, wanted
+
+
 def run_seed(seed: int) -> None:
     """Do the runs of one seed that are not in the table."""
-    table = pd.read_csv(TABLE) if TABLE.exists() else pd.DataFrame(columns=COLUMNS)
-    have = set(table[COLUMNS[:3]].itertuples(index=False, name=None))
-    left = [run for run in RUNS if (seed, run[0], run[2].lam) not in have]
+    left = list(missing(seed))
     if not left:
         return
     old, old_tests, corrections, new_tests = material(seed)
@@ -74,7 +114,8 @@ def run_seed(seed: int) -> None:
         base = train_tiny(seed)
         base.save(Path(folder))
         before = evaluate(base, old_tests), evaluate(base, new_tests)
-        for name, source, plan in left:
+        start = base.model.state_dict()
+        for name, source, plan, wanted in left:
             recogniser = Recogniser(folder)
             new = corrections + old[:40] if name == "old speech mixed in" else corrections
             learn(
@@ -83,10 +124,14 @@ def run_seed(seed: int) -> None:
                 new,
                 replace(plan, seed=seed, checkpoint_every=10**6),
             )
-            rates = (*before, evaluate(recogniser, old_tests), evaluate(recogniser, new_tests))
-            row = [seed, name, plan.lam, *(round(rate, 4) for rate in rates)]
-            stored_rows.append(TABLE, [dict(zip(COLUMNS, row, strict=True))])
-            print(*row, flush=True)
+            end = {n: weight.clone() for n, weight in recogniser.model.state_dict().items()}
+            for fraction in wanted:
+                recogniser.model.load_state_dict(between(start, end, fraction))
+                rates = (*before, evaluate(recogniser, old_tests), evaluate(recogniser, new_tests))
+                row = [seed, called(name, fraction), plan.lam, plan.replay, fraction]
+                row += [round(rate, 4) for rate in rates]
+                stored_rows.append(TABLE, [dict(zip(COLUMNS, row, strict=True))])
+                print(*row, flush=True)
 
 
 def main() -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ipaddress
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, FiniteFloat, SecretStr, ValidationError, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
@@ -41,6 +41,15 @@ class Settings(BaseSettings):
 
     lam: Annotated[FiniteFloat, Field(ge=0)] = Field(
         100.0, description="λ, strength of the penalty"
+    )
+    curvature: Literal["diagonal", "kronecker"] = Field(
+        "diagonal", description="form that the Fisher information is kept in"
+    )
+    replay: Annotated[FiniteFloat, Field(ge=0, lt=1)] = Field(
+        0.0, description="share of each batch that is earlier speech with texts"
+    )
+    old_budget: Annotated[FiniteFloat, Field(ge=0)] = Field(
+        5.0, description="points of word error rate that a training may cost the old voices"
     )
     fisher_samples: Annotated[int, Field(ge=1)] = Field(
         200, description="earlier recordings that importance is measured on"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import shutil
 import socket
 import time
@@ -66,9 +67,8 @@ def test_a_killed_server_loses_nothing_and_goes_on_to_the_end(
     page = service.client.get("/corrections?limit=1000").json()["corrections"]
     assert {c["sha256"]: c["text"] for c in page} == sent
     assert not any((data / "incoming").iterdir())
-    assert service.client.get("/health").json() == {
-        "status": "ok", "model": "base", "training": job,
-    }  # fmt: skip
+    health = service.client.get("/health").json()
+    assert (health["status"], health["model"], health["training"]) == ("ok", "base", job)
     state = service.wait(job)
     assert state["attempts"] == 2
     assert [loss["step"] for loss in state["losses"]] == list(range(1, 91))
@@ -92,12 +92,58 @@ def test_a_killed_server_loses_nothing_and_goes_on_to_the_end(
     ).json()
     assert heard["model"] == state["model_after"]
 
-    # A worker that fails leaves a sentence, and the next training can start.
+    # Backwards and forwards by a request.
+    for name in ("base", state["model_after"]):
+        assert service.client.post(f"/models/{name}/serve").json()["served"]
+        assert service.client.get("/health").json()["model"] == name
+    first, last = service.client.get("/models").json()["models"]
+    assert (first["name"], first["parent"], last["name"]) == (state["model_after"], "base", "base")
+    assert first["word_error_rate_after"] == after
+    assert first["importance"] == last["importance"] is True
+    difference = service.client.get(f"/models/base/diff/{first['name']}").json()
+    assert difference["corrections"] == list(range(1, len(new_speech) + 1))
+    assert difference["settings"]["steps"] == [None, 90]
+
+    # A damaged file is left out by name; the served model is not exchanged for one as good.
     (tmp_path / "old" / "a.wav").write_bytes(b"no recording")
     (tmp_path / "old" / "a.txt").write_text("lion")
-    failing = service.train(start="served")
-    assert service.job(failing)["model_before"] == state["model_after"]
-    with pytest.raises(RuntimeError, match="has failed"):
-        service.wait(failing)
-    assert "\n" not in service.job(failing)["error"]
+    job = service.train(start="served", steps=2, learning_rate=1e-9)
+    with pytest.raises(RuntimeError, match=r"was rejected: Nothing is served\."):
+        service.wait(job)
+    state = service.job(job)
+    assert state["model_before"] == first["name"]
+    assert [line.split(":")[0] for line in state["left_out"]] == ["old/a.wav"]
+    assert service.client.get("/health").json()["model"] == first["name"]
+
+    # A training can be ended, and is nobody's business then.
+    job = service.train(steps=100_000)
+    wait_for(lambda: service.job(job)["losses"])
+    assert service.client.delete(f"/train/ewc/{job}").json()["state"] == "cancelled"
+    assert service.client.delete(f"/train/ewc/{job}").status_code == 409
+    assert not (data / "work" / job / "checkpoints").exists()
     assert service.client.get("/health").json()["training"] is None
+    states = [row["state"] for row in service.client.get("/train/ewc").json()["trainings"]]
+    assert states == ["cancelled", "rejected", "done"]
+
+    # The recordings are deleted; their importance is not.
+    shutil.rmtree(tmp_path / "old")
+    state = service.wait(service.train())
+    assert state["recordings"]["old_for_importance"] == 0
+    assert "not served" in state["outcome"]
+    assert service.client.get("/health").json()["model"] == first["name"]
+    if os.name != "nt":
+        kept = [p for p in data.rglob("*") if p.name != "server.log"]
+        assert all(p.stat().st_mode & 0o077 == 0 for p in kept if p.is_file())
+
+
+def test_restarts_in_order_fail_no_training(start, tmp_path, new_speech):
+    service = start()
+    for path, text in new_speech[:6]:
+        service.send(path, text)
+    job = service.train(steps=100_000)
+    for attempt in range(1, 6):
+        wait_for(lambda n=attempt, running=service: running.job(job)["attempts"] == n)
+        service.stop()
+        service = start()
+    assert service.job(job)["state"] == "running"
+    service.client.delete(f"/train/ewc/{job}")
