@@ -188,8 +188,11 @@ def fault_of(losses: Sequence[float], weights: Mapping[str, Tensor]) -> str | No
     for name, weight in weights.items():
         if not weight.isfinite().all():
             return f"{name} of the trained model has values that are no finite numbers."
-    tenth = max(1, len(losses) // 10)
-    first, last = (float(np.mean(part)) for part in (losses[:tenth], losses[-tenth:]))
-    if len(losses) > 1 and last > first:
-        return f"The loss rose, from {first:.3g} to {last:.3g}: a smaller learning rate may help."
+    if len(losses) > 1:
+        tenth = max(1, len(losses) // 10)
+        first, last = (float(np.mean(part)) for part in (losses[:tenth], losses[-tenth:]))
+        if last > first:
+            return (
+                f"The loss rose, from {first:.3g} to {last:.3g}: a smaller learning rate may help."
+            )
     return None

@@ -16,6 +16,7 @@ import os
 import shutil
 import sys
 import threading
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -136,6 +137,11 @@ class Training:
                 raise NotLearnedError(
                     f"None of {len(part)} corrections can be used, for {reader.left_out[-1]}"
                 )
+        if self._plan.replay and not any(text for _, text in old):
+            self._plan = replace(self._plan, replay=0.0)
+            reader.left_out.append(
+                "Replay: no earlier speech for it has a text, so none is mixed in."
+            )
         return Material(old, tests, new, new_tests, reader.left_out), importance
 
     def _judge(

@@ -219,8 +219,8 @@ class InMemory(Database):
 def test_of_a_hundred_bad_trainings_none_over_budget_is_served(tmp_path, monkeypatch):
     torch.manual_seed(0)
     old, new = voice(0.0, 200, 1), voice(0.7, 40, 2)
-    material = Material([], voice(0.0, 100, 3), new, voice(0.7, 40, 4), [])
-    fresh_old = voice(0.0, 2000, 5)
+    material = Material([], voice(0.0, 60, 3), new, voice(0.7, 30, 4), [])
+    fresh_old = voice(0.0, 1000, 5)
     base = SimpleNamespace(model=torch.nn.Linear(N_FEATURES, len(WORDS) + 1))
     train(base.model, old, 300, 0.5)
     settings = Settings(data=tmp_path, old_budget=BUDGET)
@@ -235,7 +235,7 @@ def test_of_a_hundred_bad_trainings_none_over_budget_is_served(tmp_path, monkeyp
     before = hear(base, fresh_old)
     assert before.rate < 0.1
 
-    costs, states = {}, []
+    costs, states, too_dear = {}, [], 0
     for seed in range(N_TRAININGS):
 
         def learn(recogniser, old, new, plan, work, listen, phase, importance, seed=seed):
@@ -262,8 +262,11 @@ def test_of_a_hundred_bad_trainings_none_over_budget_is_served(tmp_path, monkeyp
             after = hear(served, fresh_old)
             costs[seed] = 100 * (after.rate - before.rate)
             assert row["results"]["after"]["new"] < row["results"]["before"]["new"]
-    print(states, costs)
+        if trained := row["results"].get("path"):
+            too_dear += trained[0]["old"] - row["results"]["before"]["old"] > BUDGET / 100
     assert max(costs.values()) <= BUDGET
-    assert len(costs) >= 2, "some were good for something on the way"
-    assert states.count("rejected") > 50
-    assert states.count("failed") >= 5
+    # The budget was needed, and the way back was of use.
+    assert too_dear > 50
+    assert states.count("done") == len(costs) > 20
+    assert states.count("rejected") > 20
+    assert states.count("failed") >= 10

@@ -253,6 +253,6 @@ def test_a_recording_with_two_texts_is_on_one_side_of_the_split(tmp_path, wav):
         sound = wav(f"{i}.wav", 0.2, seed=i).read_bytes()
         for text in ("one", "two"):
             kept.add(io.BytesIO(sound), text)
-    parts = [{p.read_bytes() for p in part} for part in kept.split(12, hold_out=4)]
+    parts = [{p.read_bytes() for p in part} for part in kept.split(12, hold_out=3)]
     assert not parts[0] & parts[1]
     assert all(parts)
