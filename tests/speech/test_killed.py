@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
 import shutil
 import socket
 import time
@@ -92,29 +91,6 @@ def test_a_killed_server_loses_nothing_and_goes_on_to_the_end(
     ).json()
     assert heard["model"] == state["model_after"]
 
-    # Backwards and forwards by a request.
-    for name in ("base", state["model_after"]):
-        assert service.client.post(f"/models/{name}/serve").json()["served"]
-        assert service.client.get("/health").json()["model"] == name
-    first, last = service.client.get("/models").json()["models"]
-    assert (first["name"], first["parent"], last["name"]) == (state["model_after"], "base", "base")
-    assert first["word_error_rate_after"] == after
-    assert first["importance"] == last["importance"] is True
-    difference = service.client.get(f"/models/base/diff/{first['name']}").json()
-    assert difference["corrections"] == list(range(1, len(new_speech) + 1))
-    assert difference["settings"]["steps"] == [None, 90]
-
-    # A damaged file is left out by name; the served model is not exchanged for one as good.
-    (tmp_path / "old" / "a.wav").write_bytes(b"no recording")
-    (tmp_path / "old" / "a.txt").write_text("lion")
-    job = service.train(start="served", steps=2, learning_rate=1e-9)
-    with pytest.raises(RuntimeError, match=r"was rejected: Nothing is served\."):
-        service.wait(job)
-    state = service.job(job)
-    assert state["model_before"] == first["name"]
-    assert [line.split(":")[0] for line in state["left_out"]] == ["old/a.wav"]
-    assert service.client.get("/health").json()["model"] == first["name"]
-
     # A training can be ended, and is nobody's business then.
     job = service.train(steps=100_000)
     wait_for(lambda: service.job(job)["losses"])
@@ -123,17 +99,7 @@ def test_a_killed_server_loses_nothing_and_goes_on_to_the_end(
     assert not (data / "work" / job / "checkpoints").exists()
     assert service.client.get("/health").json()["training"] is None
     states = [row["state"] for row in service.client.get("/train/ewc").json()["trainings"]]
-    assert states == ["cancelled", "rejected", "done"]
-
-    # The recordings are deleted; their importance is not.
-    shutil.rmtree(tmp_path / "old")
-    state = service.wait(service.train())
-    assert state["recordings"]["old_for_importance"] == 0
-    assert "not served" in state["outcome"]
-    assert service.client.get("/health").json()["model"] == first["name"]
-    if os.name != "nt":
-        kept = [p for p in data.rglob("*") if p.name != "server.log"]
-        assert all(p.stat().st_mode & 0o077 == 0 for p in kept if p.is_file())
+    assert states == ["cancelled", "done"]
 
 
 def test_restarts_in_order_fail_no_training(start, tmp_path, new_speech):
