@@ -182,17 +182,19 @@ def fault_of(losses: Sequence[float], weights: Mapping[str, Tensor]) -> str | No
 
     Args:
         losses: on the corrections, in the order of the steps; they must not have risen from the
-            first tenth to the last.
+            first tenth to the last by more than two standard errors.
         weights: what came out; they must be finite.
     """
     for name, weight in weights.items():
         if not weight.isfinite().all():
             return f"{name} of the trained model has values that are no finite numbers."
-    if len(losses) > 1:
-        tenth = max(1, len(losses) // 10)
-        first, last = (float(np.mean(part)) for part in (losses[:tenth], losses[-tenth:]))
-        if last > first:
+    tenth = len(losses) // 10
+    if tenth > 1:
+        first, last = np.array(losses[:tenth]), np.array(losses[-tenth:])
+        noise = math.sqrt((first.var(ddof=1) + last.var(ddof=1)) / tenth)
+        if last.mean() - first.mean() > 2 * noise:
             return (
-                f"The loss rose, from {first:.3g} to {last:.3g}: a smaller learning rate may help."
+                f"The loss rose, from {first.mean():.3g} to {last.mean():.3g}: a smaller learning "
+                "rate may help."
             )
     return None

@@ -119,6 +119,9 @@ def test_losses_that_rose_and_weights_that_are_no_numbers_are_faults():
     assert "rose" in fault_of(list(np.linspace(1, 3, 40)), fine)
     assert "w of the trained model" in fault_of([2.0, 1.0], {"w": torch.tensor([0.0, torch.nan])})
     assert fault_of([1.0], fine) is None
+    # Batches differ: a loss that only trembles has not risen.
+    noise = np.random.default_rng(0).normal(3.0, 1.0, (200, 100))
+    assert sum(fault_of(list(row), fine) is not None for row in noise) < 20
 
 
 # A recogniser of its own: a recording is a vector per word, the model a linear classifier, the last

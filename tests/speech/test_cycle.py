@@ -113,11 +113,11 @@ def test_a_full_cycle(client, tmp_path, new_speech):
 def test_the_program_makes_files_for_its_user_alone(tmp_path, settings, monkeypatch):
     from ewc_tutorial.speech import __main__ as program
 
-    class Started(Exception):
+    class StartedError(Exception):
         pass
 
     def start(self):
-        raise Started
+        raise StartedError
 
     monkeypatch.setattr(program.Service, "start", start)
     monkeypatch.setattr(
@@ -126,7 +126,7 @@ def test_the_program_makes_files_for_its_user_alone(tmp_path, settings, monkeypa
     )  # fmt: skip
     mask = os.umask(0o022)
     try:
-        with pytest.raises(Started):
+        with pytest.raises(StartedError):
             program.main()
     finally:
         os.umask(mask)
