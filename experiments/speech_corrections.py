@@ -8,7 +8,8 @@ learns from 40 corrections of the new speaker in several ways. A row per run goe
 the table ``speech_corrections`` as soon as it is done; what is there is not run again. The
 word error rates are those on 120 recordings of old speakers and 80 of the new one, made for this
 and used for nothing else. What is "drawn back" is a trained model on the straight line from its
-base, at ``fraction`` of the way, all parts of it from one training.
+base, at ``fraction`` of the way, all parts of it from one training. All rows of a seed must come
+from one kind of machine.
 ``replay`` is the share of each batch that is old speech, from all 100 old recordings; "old speech
 mixed in" adds 40 of them to the corrections. Takes about two minutes for each seed on one idle
 core.
@@ -100,6 +101,22 @@ def missing(seed: int) -> Iterator[tuple[str, str, Plan, list[float]]]:
             yield name, source, plan, wanted
 
 
+def check_base(seed: int, before: tuple[float, float]) -> None:
+    """Refuse to add to rows of another base: another processor rounds otherwise, and a comparison
+    of methods within a seed would compare bases.
+
+    Raises:
+        SystemExit: the table's rows of this seed began with other error rates.
+    """
+    table = pd.read_csv(TABLE) if TABLE.exists() else pd.DataFrame(columns=COLUMNS)
+    stored = table[table.seed == seed][["old_before", "new_before"]].drop_duplicates()
+    if len(stored) and abs(stored.to_numpy() - before).max() > 5e-5:
+        raise SystemExit(
+            f"The base model of seed {seed} is another one here than where the table's rows were "
+            "made: delete the rows of this seed to run them all on this machine."
+        )
+
+
 def run_seed(seed: int) -> None:
     """Do the runs of one seed that are not in the table."""
     left = list(missing(seed))
@@ -110,6 +127,7 @@ def run_seed(seed: int) -> None:
         base = train_tiny(seed)
         base.save(Path(folder))
         before = evaluate(base, old_tests), evaluate(base, new_tests)
+        check_base(seed, before)
         start = base.model.state_dict()
         for name, source, plan, wanted in left:
             recogniser = Recogniser(folder)
