@@ -8,12 +8,15 @@ folder of its own, never on the corrections.
 
 From the outside in:
 
-* ``app``, ``gate``, ``messages``: the HTTP interface, who may come in, what it says;
+* ``app``, ``gate``, ``routes``, ``messages``: the HTTP interface, who may come in, what it says;
+* ``service``: what the routes use, ``serving`` the model in use;
 * ``settings``: all from environment variables ``EWC_SPEECH_…``;
 * ``corrections``, ``jobs``, ``versions``: what is kept on disk, each safe against a kill at any
   time, by means of ``database`` (and the package's ``files``);
-* ``runner``, ``worker``: a training is a process of its own;
-* ``learning``, ``recogniser``, ``audio``: the pipeline itself, which knows nothing of HTTP;
+* ``runner``, ``worker``: a training is a process of its own; ``material`` is what it works with,
+  ``acceptance`` decides what of it is served;
+* ``learning``, ``training``, ``samples``, ``recogniser``, ``audio``: the pipeline itself, which
+  knows nothing of HTTP;
 * ``base``, ``synthetic``: the model to begin with, and a small one for machines with no network;
 * ``client``: starts the server from Python, for the lesson and the tests.
 """

@@ -3,27 +3,47 @@
 from __future__ import annotations
 
 import logging
+import os
 import socket
+import sqlite3
 
 import uvicorn
 
 from ewc_tutorial.speech.app import create_app
 from ewc_tutorial.speech.base import prepare
-from ewc_tutorial.speech.database import lock_folder
-from ewc_tutorial.speech.errors import AlreadyServedError
-from ewc_tutorial.speech.settings import read_settings
+from ewc_tutorial.speech.disk import disk_problem
+from ewc_tutorial.speech.errors import AlreadyServedError, UnusableModelError
+from ewc_tutorial.speech.service import Service
+from ewc_tutorial.speech.settings import Settings, read_settings
 
 
 def main() -> None:
     logging.basicConfig(level=logging.INFO, format="%(levelname)s: %(message)s")
     logging.getLogger("httpx").setLevel(logging.WARNING)
     settings = read_settings()
-    settings.data.mkdir(parents=True, exist_ok=True)
+    # Recordings of people and the index are for this user alone.
+    os.umask(0o077)
     try:
-        lock_folder(settings.data, "server.lock").close()
-    except AlreadyServedError as error:
+        service = Service(settings)  # holds the folder's lock from here on
+        prepare(settings)
+        listening = _listen(settings)
+        service.start()
+    except (AlreadyServedError, UnusableModelError) as error:
         raise SystemExit(str(error)) from None
-    prepare(settings)
+    except (OSError, sqlite3.Error) as error:
+        raise SystemExit(f"{settings.data}: {disk_problem(error)[1]}") from None
+    host, port = listening.getsockname()[:2]
+    shown = f"[{host}]" if ":" in host else host
+    # The first line on the standard output: programs that start the service wait for it.
+    print(f"Speech corrections: http://{shown}:{port}/docs", flush=True)
+    config = uvicorn.Config(
+        create_app(settings, service),
+        log_level="warning", server_header=False, timeout_graceful_shutdown=5,
+    )  # fmt: skip
+    uvicorn.Server(config).run(sockets=[listening])
+
+
+def _listen(settings: Settings) -> socket.socket:
     family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
     listening = socket.socket(family, socket.SOCK_STREAM)
     listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -34,14 +54,7 @@ def main() -> None:
             f"{settings.host}:{settings.port} cannot be used ({error.strerror}): set "
             "EWC_SPEECH_HOST or EWC_SPEECH_PORT."
         ) from None
-    host, port = listening.getsockname()[:2]
-    shown = f"[{host}]" if ":" in host else host
-    # The first line on the standard output: programs that start the service wait for it.
-    print(f"Speech corrections: http://{shown}:{port}/docs", flush=True)
-    config = uvicorn.Config(
-        create_app(settings), log_level="warning", server_header=False, timeout_graceful_shutdown=5
-    )
-    uvicorn.Server(config).run(sockets=[listening])
+    return listening
 
 
 if __name__ == "__main__":

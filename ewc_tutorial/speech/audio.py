@@ -1,9 +1,14 @@
-"""Recordings: what is accepted, and how they become samples at 16 kHz."""
+"""Recordings: what is accepted, and how they become samples at 16 kHz.
+
+There is one way in, :func:`decode`. What it accepts at an upload is what a training reads later.
+"""
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 import soundfile
@@ -16,6 +21,10 @@ RATE = 16_000
 RATES = (8_000, 192_000)
 MAX_CHANNELS = 2
 MIN_SECONDS = 0.1
+#: Samples lie within ±1; a file of floats may have the scale of integers, and is then divided.
+MAX_PEAK = 2.0**31
+#: A wave that moves less than this is silent: about three steps of 16-bit samples.
+MIN_RANGE = 1e-4
 #: How the accepted formats begin. libsndfile reads many more, which nobody here needs.
 _MAGIC = {b"RIFF": "wav", b"fLaC": "flac"}
 _BLOCK = 65_536
@@ -30,38 +39,34 @@ class Clip:
     seconds: float
 
 
-def examine(path: Path, max_seconds: float) -> Clip:
-    """Decode a recording to its end, in blocks, and return what it is.
+def decode(source: Path | BinaryIO, max_seconds: float = float("inf")) -> tuple[Clip, np.ndarray]:
+    """Return what a recording is and its sound, mono float32 ``(samples,)`` at 16 kHz, within ±1.
 
-    What the header says of its length is not believed.
+    The file is read from its beginning to its end in blocks, without a seek, for what a header or a
+    seek table says may be wrong. What comes out of mixing and resampling is checked, not what went
+    in.
 
     Raises:
         RefusedError: it is no WAV or FLAC file, cannot be decoded, has an unusual rate or number of
-            channels, is too short or too long, silent, or holds values that are no numbers.
+            channels, is too short or too long, silent, or holds values that are no numbers or
+            beyond any scale.
     """
-    with open(path, "rb") as file:
-        start = file.read(12)
-    kind = _MAGIC.get(start[:4])
-    if kind is None or (kind == "wav" and start[8:12] != b"WAVE"):
-        raise RefusedError("audio must be a WAV or FLAC file, but it begins like neither.")
+    kind = _kind(source)
     try:
-        with soundfile.SoundFile(path) as sound:
-            rate, channels = sound.samplerate, sound.channels
-            if not RATES[0] <= rate <= RATES[1]:
-                raise RefusedError(
-                    f"audio must have between {RATES[0]} and {RATES[1]} samples per second, not "
-                    f"{rate}."
-                )
-            if channels > MAX_CHANNELS:
-                raise RefusedError(f"audio must be mono or stereo, but it has {channels} channels.")
-            frames, low, high = 0, np.inf, -np.inf
+        with soundfile.SoundFile(source) as sound:
+            rate = _checked_rate(sound)
+            blocks, frames = [], 0
             while len(block := sound.read(_BLOCK, dtype="float32", always_2d=True)):
                 frames += len(block)
                 if frames > max_seconds * rate:
                     raise RefusedError(f"audio must last at most {max_seconds:g} seconds.")
-                if not np.isfinite(block).all():
-                    raise RefusedError("audio must not hold values that are no finite numbers.")
-                low, high = min(low, block.min()), max(high, block.max())
+                peak = np.abs(block).max()
+                if not peak <= MAX_PEAK:  # also if it is NaN
+                    raise RefusedError(
+                        f"audio must not hold values that are no finite numbers or beyond ±2^31, "
+                        f"but has {peak:g}."
+                    )
+                blocks.append(block.mean(axis=1, dtype=np.float64).astype(np.float32))
     except (soundfile.SoundFileError, RuntimeError, ValueError) as error:
         if isinstance(error, RefusedError):
             raise
@@ -70,13 +75,45 @@ def examine(path: Path, max_seconds: float) -> Clip:
         raise RefusedError(
             f"audio must last at least {MIN_SECONDS:g} seconds, not {frames / rate:.3f}."
         )
-    if low == high:
-        raise RefusedError("audio must not be silent: all its samples are the same.")
-    return Clip(kind, rate, frames / rate)
+    return Clip(kind, rate, frames / rate), _at_16_khz(np.concatenate(blocks), rate)
 
 
 def read(path: Path) -> np.ndarray:
-    """Return a recording as mono float32 ``(samples,)`` at 16 kHz."""
-    wave, rate = soundfile.read(path, dtype="float32", always_2d=True)
-    wave = wave.mean(axis=1)
-    return wave if rate == RATE else soxr.resample(wave, rate, RATE).astype(np.float32)
+    """Return the sound alone, as :func:`decode` does."""
+    return decode(path)[1]
+
+
+def _kind(source: Path | BinaryIO) -> str:
+    try:
+        with open(source, "rb") if isinstance(source, Path) else nullcontext(source) as file:
+            start = file.read(12)
+            file.seek(0)
+    except OSError as error:
+        raise RefusedError(f"audio cannot be read: {error.strerror}.") from error
+    kind = _MAGIC.get(start[:4])
+    if kind is None or (kind == "wav" and start[8:12] != b"WAVE"):
+        raise RefusedError("audio must be a WAV or FLAC file, but it begins like neither.")
+    return kind
+
+
+def _checked_rate(sound: soundfile.SoundFile) -> int:
+    if not RATES[0] <= sound.samplerate <= RATES[1]:
+        raise RefusedError(
+            f"audio must have between {RATES[0]} and {RATES[1]} samples per second, not "
+            f"{sound.samplerate}."
+        )
+    if sound.channels > MAX_CHANNELS:
+        raise RefusedError(f"audio must be mono or stereo, but it has {sound.channels} channels.")
+    return sound.samplerate
+
+
+def _at_16_khz(wave: np.ndarray, rate: int) -> np.ndarray:
+    wave = wave / max(1.0, float(np.abs(wave).max()))
+    if rate != RATE:
+        wave = soxr.resample(wave, rate, RATE)
+    wave = wave.astype(np.float32)
+    if not np.ptp(wave) > MIN_RANGE:
+        raise RefusedError(
+            "audio must not be silent: mixed to one channel, all its samples are the same."
+        )
+    return wave

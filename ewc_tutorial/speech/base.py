@@ -22,7 +22,8 @@ from transformers import (
 from ewc_tutorial.huggingface import pad_batch
 from ewc_tutorial.speech import synthetic
 from ewc_tutorial.speech.audio import RATE
-from ewc_tutorial.speech.corrections import recordings_in
+from ewc_tutorial.speech.errors import UnusableModelError
+from ewc_tutorial.speech.folders import recordings_in
 from ewc_tutorial.speech.recogniser import SMALL, Recogniser, no_progress_bars
 from ewc_tutorial.speech.settings import GERMAN, PREFIX, TINY, Settings
 from ewc_tutorial.speech.versions import BASE, Versions
@@ -45,30 +46,45 @@ def prepare(settings: Settings) -> None:
     """
     models = Versions(settings.data / "models")
     models.recover()
-    if models.current() is not None:
+    if models.names():
+        _say_if_another_is_wanted(models, settings.model)
         return
     source = settings.model
     if source != TINY:
         try:
             recogniser = Recogniser(source)
-        except (OSError, ValueError) as error:
+        except UnusableModelError as error:
             if source != GERMAN:
                 raise SystemExit(
-                    f"{PREFIX}MODEL: {source!r} is neither a folder with a wav2vec 2.0 model and "
-                    f"its processor nor one that the hub gave: {str(error).splitlines()[0]}"
+                    f"{PREFIX}MODEL must be a folder with a wav2vec 2.0 model and its processor, a "
+                    f"name on the hub, or {TINY!r}. {error}"
                 ) from None
             _log.warning(
-                "The German model could not be loaded (%s). A small one takes its place, which "
-                "knows synthetic speech alone.",
-                str(error).splitlines()[0],
+                "%s A small one takes its place, which knows synthetic speech alone. To begin "
+                "again with the German one, delete %s.",
+                error,
+                models.folder,
             )
             source = TINY
     if source == TINY:
         _log.warning("Training the small model, about half a minute.")
         recogniser = train_tiny(seed=settings.seed)
-        if not recordings_in(settings.old_folder):
+        # Not into a folder of somebody's own.
+        if settings.old is None and not recordings_in(settings.old_folder):
             synthetic.write_folder(settings.old_folder, synthetic.OLD_SPEAKERS, 150, seed=1)
-    models.publish(BASE, recogniser.save)
+    models.add(BASE, recogniser.save, {"source": source})
+    models.switch(BASE)
+
+
+def _say_if_another_is_wanted(models: Versions, wanted: str) -> None:
+    """Log that a model named by the settings is not used, for the folder has one already."""
+    source = models.about(BASE).get("source", wanted)
+    if source != wanted:
+        _log.warning(
+            "%sMODEL is %r, but %s has begun with %r and goes on with it; to begin again, delete "
+            "that folder or choose another %sDATA.",
+            PREFIX, wanted, models.folder, source, PREFIX,
+        )  # fmt: skip
 
 
 def tiny_recogniser(seed: int = 0) -> Recogniser:

@@ -82,7 +82,7 @@ class RunningService:
         """Wait until a training is over and return it.
 
         Raises:
-            RuntimeError: it has failed.
+            RuntimeError: it has failed, was cancelled, or its model may not be served.
             TimeoutError: it is not over after ``seconds``.
         """
         deadline = time.monotonic() + seconds
@@ -91,7 +91,8 @@ class RunningService:
                 raise TimeoutError(f"Training {job} is still in the phase {state['phase']!r}.")
             time.sleep(0.1)
         if state["state"] != "done":
-            raise RuntimeError(f"Training {job} has failed: {state['error']}")
+            verb = "has failed" if state["state"] == "failed" else f"was {state['state']}"
+            raise RuntimeError(f"Training {job} {verb}: {state['error']}")
         return state
 
     def kill(self) -> None:

@@ -16,8 +16,8 @@ import os
 import shutil
 import sqlite3
 import uuid
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import BinaryIO
@@ -26,8 +26,8 @@ from ewc_tutorial import files
 from ewc_tutorial.speech import audio
 from ewc_tutorial.speech.database import Database
 from ewc_tutorial.speech.errors import RefusedError
+from ewc_tutorial.speech.folders import TEXT_NAME
 
-TEXT_NAME = "text.txt"
 _CHUNK = 2**20
 _log = logging.getLogger(__name__)
 
@@ -90,15 +90,22 @@ class Corrections:
         try:
             clip, content = self._write(half, sound, text, check)
             known = self._find(content, text)
-            if known is not None:
+            if known is not None and self.path(known).exists():
                 return known, False
             files.sync_folder(half)
-            final = self._folder / correction_id
+            final = self._folder / (known.id if known else correction_id)
+            shutil.rmtree(final, ignore_errors=True)  # what is left of one that was damaged
             os.rename(half, final)
         finally:
             shutil.rmtree(half, ignore_errors=True)
         files.sync_folder(self._folder)
-        return self._enter(final, clip, text, content)
+        if known is not None:
+            return known, True
+        try:
+            return self._enter(final, clip, text, content)
+        except (sqlite3.Error, OSError):
+            shutil.rmtree(final, ignore_errors=True)  # the sender hears that it is not kept
+            raise
 
     def _write(
         self,
@@ -117,7 +124,7 @@ class Corrections:
                     raise RefusedError(f"audio must have at most {self._max_bytes:,} bytes.", 413)
                 digest.update(chunk)
                 file.write(chunk)
-        clip = audio.examine(path, self._max_seconds)
+        clip, _ = audio.decode(path, self._max_seconds)
         if check is not None:
             check(clip)
         os.rename(path, half / f"audio.{clip.format}")
@@ -127,7 +134,7 @@ class Corrections:
 
     def _enter_from_disk(self, folder: Path) -> None:
         (path,) = folder.glob("audio.*")
-        clip = audio.examine(path, self._max_seconds)
+        clip, _ = audio.decode(path, self._max_seconds)
         text = (folder / TEXT_NAME).read_text(encoding="utf-8")
         self._enter(folder, clip, text, hashlib.sha256(path.read_bytes()).hexdigest())
 
@@ -157,6 +164,50 @@ class Corrections:
         assert added is not None
         return added, True
 
+    def get(self, correction_id: str) -> Correction | None:
+        """Return a correction, or None."""
+        with self._database.connection() as connection:
+            row = connection.execute(
+                "SELECT * FROM corrections WHERE id = ?", (correction_id,)
+            ).fetchone()
+        return Correction(**row) if row else None
+
+    def path(self, correction: Correction) -> Path:
+        """Return where its recording is; the file may be gone."""
+        return self._folder / correction.id / f"audio.{correction.format}"
+
+    def change_text(self, correction: Correction, text: str) -> Correction:
+        """Put another text in the place of a correction's.
+
+        Raises:
+            RefusedError: (409) the recording is there with this text already, or its file is gone.
+        """
+        folder = self._folder / correction.id
+        if not folder.exists():
+            raise RefusedError("The files of this correction are gone: send it again.", 409)
+        try:
+            with self._database.connection() as connection:
+                connection.execute(
+                    "UPDATE corrections SET text = ? WHERE id = ?", (text, correction.id)
+                )
+                # Inside the transaction: if either cannot be done, neither is.
+                files.replace_file(folder / TEXT_NAME, text.encode())
+        except sqlite3.IntegrityError:
+            raise RefusedError("This recording is there with this text already.", 409) from None
+        return replace(correction, text=text)
+
+    def remove(self, correction: Correction) -> None:
+        """Delete a correction. Models that have learned from it are not changed by this."""
+        folder = self._folder / correction.id
+        gone = self._incoming / f"{correction.id}.removed"  # swept away after a kill
+        if folder.exists():
+            os.rename(folder, gone)
+            files.sync_folder(self._folder)
+        with self._database.connection() as connection:
+            connection.execute("DELETE FROM corrections WHERE id = ?", (correction.id,))
+        shutil.rmtree(gone, ignore_errors=True)
+        _log.info("Correction %s was deleted by a request.", correction.id)
+
     def recover(self) -> None:
         """Put folder and index in order after an end at any point. For the start only."""
         swept = files.sweep(self._incoming)
@@ -173,6 +224,23 @@ class Corrections:
                 _log.error("Folder %s is no correction and is left alone: %s", here[name], error)
         for name in sorted(known - here.keys()):
             _log.error("The files of correction %s are gone; it is not used in training.", name)
+        self._take_texts_from_files(here.keys() & known)
+
+    def _take_texts_from_files(self, names: Iterable[str]) -> None:
+        """After a kill while a text was changed, the index may have the earlier one."""
+        with self._database.connection() as connection:
+            rows = connection.execute("SELECT id, text FROM corrections").fetchall()
+        indexed = {row["id"]: row["text"] for row in rows}
+        for name in names:
+            try:
+                text = (self._folder / name / TEXT_NAME).read_text(encoding="utf-8")
+                if text != indexed[name]:
+                    with self._database.connection() as connection:
+                        connection.execute(
+                            "UPDATE corrections SET text = ? WHERE id = ?", (text, name)
+                        )
+            except (OSError, ValueError, sqlite3.IntegrityError) as error:
+                _log.error("The text of correction %s cannot be used: %s", name, error)
 
     def count(self) -> int:
         """Return how many corrections there are."""
@@ -196,17 +264,20 @@ class Corrections:
         """Return the recordings to train on and to measure on, up to number ``last_seq``.
 
         Which is which depends on the number alone (every ``hold_out``-th, from the second on), so
-        what once was kept for measuring is never trained on later.
+        what once was kept for measuring is never trained on later. A recording that was sent with
+        several texts has the number of the first, else it would be trained and measured on.
         """
         parts: tuple[list[Path], list[Path]] = ([], [])
         with self._database.connection() as connection:
             rows = connection.execute(
-                "SELECT seq, id, format FROM corrections WHERE seq <= ? ORDER BY seq", (last_seq,)
+                "SELECT id, format, MIN(seq) OVER (PARTITION BY sha256) AS first FROM corrections "
+                "WHERE seq <= ? ORDER BY seq",
+                (last_seq,),
             ).fetchall()
         for row in rows:
             path = self._folder / row["id"] / f"audio.{row['format']}"
             if path.exists():
-                parts[row["seq"] % hold_out == 2 % hold_out].append(path)
+                parts[row["first"] % hold_out == 2 % hold_out].append(path)
         return parts
 
     def _find(self, content: str, text: str) -> Correction | None:
@@ -215,23 +286,3 @@ class Corrections:
                 "SELECT * FROM corrections WHERE sha256 = ? AND text = ?", (content, text)
             ).fetchone()
         return Correction(**row) if row else None
-
-
-def recordings_in(folder: Path) -> list[Path]:
-    """Return the WAV and FLAC files below a folder, in a fixed order; recorders write .WAV, too."""
-    return sorted(p for p in folder.glob("**/*") if p.suffix.lower() in (".wav", ".flac"))
-
-
-def text_beside(path: Path) -> Path | None:
-    """Return where a recording's text is: ``text.txt`` beside it, else NAME.txt or NAME.TXT."""
-    names = (path.with_name(TEXT_NAME), path.with_suffix(".txt"), path.with_suffix(".TXT"))
-    return next((name for name in names if name.exists()), None)
-
-
-def text_of(path: Path) -> str:
-    """Return the text that belongs to a recording.
-
-    Raises:
-        FileNotFoundError: it has none.
-    """
-    return (text_beside(path) or path.with_suffix(".txt")).read_text(encoding="utf-8").strip()

@@ -19,3 +19,11 @@ class RefusedError(ValueError):
 
 class AlreadyServedError(RuntimeError):
     """Another server works on the same folder."""
+
+
+class UnusableModelError(ValueError):
+    """A folder or a name on the hub that gives no model which could be served; one sentence."""
+
+
+class NotLearnedError(RuntimeError):
+    """A training that cannot have taught anything good; one sentence says why."""

@@ -5,17 +5,24 @@ from __future__ import annotations
 import json
 import sqlite3
 import uuid
+from collections.abc import Iterable
 from datetime import UTC, datetime
 from typing import Any
 
 from ewc_tutorial.speech.database import Database
 from ewc_tutorial.speech.errors import RefusedError
 
-UNFINISHED = ("queued", "running")
-
 
 def _now() -> str:
     return datetime.now(UTC).isoformat(timespec="milliseconds")
+
+
+def _decoded(row: sqlite3.Row, losses: Iterable[sqlite3.Row]) -> dict[str, Any]:
+    found = dict(row)
+    found["options"] = json.loads(found["options"])
+    found["results"] = json.loads(found["results"])
+    found["losses"] = [dict(loss) for loss in losses]
+    return found
 
 
 class Jobs:
@@ -59,11 +66,7 @@ class Jobs:
             ).fetchall()
         if row is None:
             return None
-        found = dict(row)
-        found["options"] = json.loads(found["options"])
-        found["results"] = json.loads(found["results"])
-        found["losses"] = [dict(loss) for loss in losses]
-        return found
+        return _decoded(row, losses)
 
     def unfinished(self) -> str | None:
         """Return the id of the job that is queued or running, or None."""
@@ -107,7 +110,37 @@ class Jobs:
 
     def fail(self, job: str, sentence: str) -> None:
         """Note that the job has failed, unless it is finished already."""
-        self._update(job, "state = 'failed', error = ?, finished = ?", sentence, _now())
+        self._end(job, "failed", sentence)
+
+    def reject(self, job: str, sentence: str) -> None:
+        """Note that the model which the job made is not to be served."""
+        self._end(job, "rejected", sentence)
+
+    def cancel(self, job: str) -> None:
+        """Note that somebody has ended the job, unless it is finished already."""
+        self._end(job, "cancelled", "It was cancelled by a request.")
+
+    def put_back(self, job: str) -> None:
+        """Note that an attempt was ended in order, with the server, and does not count."""
+        stopped = self.get(job)["results"].get("stopped", 0)
+        self.add_results(job, {"stopped": stopped + 1})
+
+    def cut_off(self, job: str) -> int:
+        """Return how many attempts ended in disorder."""
+        row = self.get(job)
+        return row["attempts"] - row["results"].get("stopped", 0)
+
+    def page(self, before: int | None = None, limit: int = 100) -> list[dict[str, Any]]:
+        """Return the latest jobs before number ``before``, the newest first, without losses."""
+        with self._database.connection() as connection:
+            rows = connection.execute(
+                "SELECT * FROM jobs WHERE seq < ? ORDER BY seq DESC LIMIT ?",
+                (2**62 if before is None else before, limit),
+            ).fetchall()
+        return [_decoded(row, []) for row in rows]
+
+    def _end(self, job: str, state: str, sentence: str) -> None:
+        self._update(job, "state = ?, error = ?, finished = ?", state, sentence, _now())
 
     def _update(self, job: str, assignments: str, *values: Any) -> None:
         with self._database.connection() as connection:

@@ -7,37 +7,27 @@ so that a training which is killed goes on where it was, with the result that it
 from __future__ import annotations
 
 import random
-import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
-from torch.utils.data import Dataset
-from transformers import PrinterCallback, TrainerCallback, TrainingArguments
+from torch import nn
 
 from ewc_tutorial import files
 from ewc_tutorial.ewc import EWC
-from ewc_tutorial.huggingface import EWCTrainer, LoraEWC, consolidate
-from ewc_tutorial.speech import audio
-from ewc_tutorial.speech.recogniser import (
-    Recogniser,
-    no_progress_bars,
-    word_error_rate,
-)
+from ewc_tutorial.huggingface import LoraEWC, consolidate
+from ewc_tutorial.speech.acceptance import Heard
+from ewc_tutorial.speech.errors import NotLearnedError
+from ewc_tutorial.speech.recogniser import Recogniser, no_progress_bars
+from ewc_tutorial.speech.samples import Recording, Samples, wave_of
+from ewc_tutorial.speech.training import Listener, train
 
-#: A recording, as a file or as samples (samples,) at 16 kHz, and its text.
-Recording = tuple[Path | np.ndarray, str]
-#: Called with the step, the loss on the new data and the penalty.
-Listener = Callable[[int, float, float], None]
 #: Where LoRA puts its adapters: the attention of wav2vec 2.0.
 LORA_TARGETS = ("q_proj", "k_proj", "v_proj", "out_proj")
-_COMPLETE = "complete"
 _BATCH = 8
 
 
@@ -56,6 +46,7 @@ class Plan:
         checkpoint_every: steps between two checkpoints.
         seed: of the order of the recordings, of dropout, and of the texts drawn for the Fisher.
         curvature: the form that the Fisher matrix is kept in, as for :class:`EWC`.
+        replay: share of each batch that is earlier speech, 0 or more and less than 1.
     """
 
     lam: float = 100.0
@@ -68,27 +59,18 @@ class Plan:
     checkpoint_every: int = 25
     seed: int = 0
     curvature: str = "diagonal"
-
-
-class Samples(Dataset):
-    """Recordings as a data set of what the model takes, read when they are asked for."""
-
-    def __init__(self, recogniser: Recogniser, recordings: Sequence[Recording]) -> None:
-        self._recogniser = recogniser
-        self._recordings = recordings
-
-    def __len__(self) -> int:
-        return len(self._recordings)
-
-    def __getitem__(self, index: int) -> dict[str, Any]:
-        sound, text = self._recordings[index]
-        return self._recogniser.sample(_wave(sound), text)
+    replay: float = 0.0
 
 
 def evaluate(recogniser: Recogniser, recordings: Sequence[Recording]) -> float:
     """Return the word error rate on recordings."""
-    heard = recogniser.transcribe([_wave(sound) for sound, _ in recordings])
-    return word_error_rate([text for _, text in recordings], heard)
+    return heard_by(recogniser, recordings).rate
+
+
+def heard_by(recogniser: Recogniser, recordings: Sequence[Recording]) -> Heard:
+    """Return what a model makes of recordings with texts."""
+    heard = recogniser.transcribe([wave_of(sound) for sound, _ in recordings])
+    return Heard.of([text or "" for _, text in recordings], heard)
 
 
 def learn(
@@ -99,24 +81,36 @@ def learn(
     work: Path | None = None,
     listener: Listener | None = None,
     on_phase: Callable[[str], None] | None = None,
+    importance: Path | None = None,
 ) -> None:
     """Train ``recogniser.model`` in place on ``new``, held by what matters for ``old``.
 
     Args:
         recogniser: at its finished weights; they become the anchor.
-        old: earlier speech, for the Fisher information alone; nothing is trained on it.
+        old: earlier speech, for the Fisher information, which needs no texts; and for replay, if
+            the plan says so, which needs them.
         new: the corrections.
         plan: λ and the rest.
-        work: keeps the Fisher information and checkpoints. If it holds those of the same training,
-            they are taken up. None uses a temporary folder.
+        work: keeps the checkpoints. If it holds those of the same training, they are taken up.
+            None uses a temporary folder.
         listener: hears of losses about a hundred times.
         on_phase: hears ``importance`` and ``learning`` when these begin.
+        importance: the file that keeps the Fisher information; if it is there, it is used, and
+            ``old`` may be empty [WORK/importance.pt].
+
+    Raises:
+        NotLearnedError: the importance or a loss is no finite number, or there is nothing to
+            replay.
     """
     if work is None:
         with tempfile.TemporaryDirectory() as folder:
-            learn(recogniser, old, new, plan, Path(folder), listener, on_phase)
+            learn(recogniser, old, new, plan, Path(folder), listener, on_phase, importance)
         return
     work.mkdir(parents=True, exist_ok=True)
+    importance = importance or work / "importance.pt"
+    replayed = [pair for pair in old if pair[1] is not None] if plan.replay else []
+    if plan.replay and not replayed:
+        raise NotLearnedError("replay needs earlier speech with texts, and there is none.")
     tell = on_phase or (lambda phase: None)
     with _random_states_kept(plan.seed), no_progress_bars():
         model = _prepared(recogniser.model, plan)
@@ -125,13 +119,14 @@ def learn(
             ewc = (LoraEWC if plan.lora_rank else EWC)(
                 model, lam=plan.lam, curvature=plan.curvature
             )
-            if not _restored(ewc, work / "importance.pt"):
+            if not _restored(ewc, importance):
                 tell("importance")
                 measure_importance(recogniser, ewc, old, plan)
-                with files.replacing(work / "importance.pt") as file:
+                with files.replacing(importance) as file:
                     torch.save(ewc.state_dict(), file)
+            ewc.lam = plan.lam  # the file has that of the training which measured it
         tell("learning")
-        _train(recogniser, model, ewc, new, plan, work / "checkpoints", listener)
+        train(recogniser, model, ewc, new, replayed, plan, work / "checkpoints", listener)
         if plan.lora_rank:
             model = model.merge_and_unload()
     model.requires_grad_(True)
@@ -141,15 +136,25 @@ def learn(
 def measure_importance(
     recogniser: Recogniser, ewc: EWC, old: Sequence[Recording], plan: Plan
 ) -> None:
-    """Consolidate ``ewc`` on earlier speech: F from texts that the model itself would write."""
+    """Consolidate ``ewc`` on earlier speech: F from texts that the model itself would write.
+
+    Raises:
+        NotLearnedError: there is no earlier speech, or F is not finite.
+    """
+    if not old:
+        raise NotLearnedError("There is no earlier speech to measure importance on.")
     consolidate(
         ewc,
-        Samples(recogniser, old),
+        # Without their texts, which F does not ask for and some do not have.
+        Samples(recogniser, [(sound, None) for sound, _ in old]),
         n_samples=plan.fisher_samples,
         batch_size=_BATCH,
         collate=recogniser.collate,
         generator=torch.Generator().manual_seed(plan.seed),
     )
+    for name, value in ewc.importance.items():
+        if not value.isfinite().all():
+            raise NotLearnedError(f"The importance of {name} is no finite number.")
 
 
 def _prepared(model: nn.Module, plan: Plan) -> nn.Module:
@@ -170,99 +175,11 @@ def _prepared(model: nn.Module, plan: Plan) -> nn.Module:
     return peft.get_peft_model(model, config)
 
 
-class _MeanOverRecordings(EWCTrainer):
-    """The loss is the mean over recordings, as λ wants it, not over characters."""
-
-    def compute_loss(
-        self, model: nn.Module, inputs: dict[str, Tensor], return_outputs: bool = False, **_: Any
-    ) -> Any:
-        outputs = model(**inputs)
-        loss = outputs.loss / len(inputs["labels"])
-        return (loss, outputs) if return_outputs else loss
-
-
-class _Reports(TrainerCallback):
-    """Passes losses on, and marks checkpoints as complete when they are on the disk."""
-
-    def __init__(self, listener: Listener | None) -> None:
-        self._listener = listener
-
-    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:
-        if self._listener is not None and logs and "loss" in logs:
-            self._listener(state.global_step, logs["loss"], logs.get("ewc_penalty", 0.0))
-
-    def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
-        files.sync_tree(folder)
-        files.replace_file(folder / _COMPLETE, b"")
-
-
-def _train(
-    recogniser: Recogniser,
-    model: nn.Module,
-    ewc: EWC | None,
-    new: Sequence[Recording],
-    plan: Plan,
-    checkpoints: Path,
-    listener: Listener | None,
-) -> None:
-    arguments = TrainingArguments(
-        output_dir=str(checkpoints),
-        max_steps=plan.steps,
-        per_device_train_batch_size=plan.batch_size,
-        learning_rate=plan.learning_rate,
-        warmup_steps=max(1, plan.steps // 10),
-        max_grad_norm=5.0,
-        weight_decay=0.0,
-        logging_steps=max(1, plan.steps // 100),
-        save_strategy="steps",
-        save_steps=plan.checkpoint_every,
-        save_total_limit=2,
-        seed=plan.seed,
-        data_seed=plan.seed,
-        report_to="none",
-        disable_tqdm=True,
-        log_level="error",
-        remove_unused_columns=False,
-        dataloader_pin_memory=torch.cuda.is_available(),
-    )
-    config = recogniser.model.config
-    reduction, config.ctc_loss_reduction = config.ctc_loss_reduction, "sum"
-    try:
-        trainer = _MeanOverRecordings(
-            model,
-            arguments,
-            train_dataset=Samples(recogniser, new),
-            data_collator=recogniser.collate,
-            ewc=ewc,
-            callbacks=[_Reports(listener)],
-        )
-        trainer.remove_callback(PrinterCallback)
-        trainer.train(resume_from_checkpoint=_latest(checkpoints))
-    finally:
-        config.ctc_loss_reduction = reduction
-
-
-def _latest(checkpoints: Path) -> str | None:
-    """Return the newest complete checkpoint; those that were cut off are deleted."""
-    complete = {}
-    for path in checkpoints.glob("checkpoint-*"):
-        if (path / _COMPLETE).exists():
-            complete[int(path.name.split("-")[1])] = path
-        else:
-            shutil.rmtree(path)
-    return str(complete[max(complete)]) if complete else None
-
-
 def _restored(ewc: EWC, path: Path) -> bool:
     if not path.exists():
         return False
     ewc.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
     return True
-
-
-def _wave(sound: Path | np.ndarray) -> np.ndarray:
-    return sound if isinstance(sound, np.ndarray) else audio.read(sound)
 
 
 @contextmanager

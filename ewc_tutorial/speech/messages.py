@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, FiniteFloat
 
 
 class Problem(BaseModel):
-    """Every answer of 4xx: one sentence that says what is wrong."""
+    """Every answer of 4xx or 5xx: one sentence that says what is wrong."""
 
     detail: str
 
@@ -16,9 +16,10 @@ class Problem(BaseModel):
 class Health(BaseModel):
     """The service answers; ``model`` is the version in use, ``training`` the job that runs."""
 
-    status: Literal["ok"]
+    status: Literal["ok", "degraded"]
     model: str
     training: str | None
+    problem: str | None = Field(None, description="of the disk or the index")
 
 
 class CorrectionOut(BaseModel):
@@ -44,6 +45,14 @@ class CorrectionPage(BaseModel):
     corrections: list[CorrectionOut]
 
 
+class NewText(BaseModel):
+    """What was really said."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    text: str
+
+
 class TrainRequest(BaseModel):
     """What one training does otherwise than the settings say."""
 
@@ -56,6 +65,12 @@ class TrainRequest(BaseModel):
     learning_rate: Annotated[FiniteFloat, Field(gt=0, le=1)] | None = None
     lora_rank: Annotated[int, Field(ge=0, le=256)] | None = Field(
         None, description="rank of LoRA adapters; 0 trains the weights themselves"
+    )
+    curvature: Literal["diagonal", "kronecker"] | None = Field(
+        None, description="form that the Fisher information is kept in"
+    )
+    replay: Annotated[FiniteFloat, Field(ge=0, lt=1)] | None = Field(
+        None, description="share of each batch that is earlier speech"
     )
     start: Literal["base", "served"] = Field(
         "base",
@@ -79,17 +94,35 @@ class Loss(BaseModel):
 
 
 class Rates(BaseModel):
-    """Word error rates on recordings that were used for nothing else."""
+    """Word error rates on recordings that nothing was trained on.
 
-    old: float = Field(description="on earlier speech")
+    On some of them it was decided which model is served.
+    """
+
+    old: float | None = Field(description="on earlier speech, if there is any with texts")
     new: float = Field(description="on corrections")
+
+
+class Point(BaseModel):
+    """A model on the way from the old (0) to the trained weights (1)."""
+
+    fraction: float
+    old: float = Field(description="word error rate on earlier speech")
+    new: float = Field(description="word error rate on corrections")
+    cost: float = Field(
+        description="points of word error rate that it costs the old voices, at most, with 95 % "
+        "confidence"
+    )
 
 
 class Job(BaseModel):
     """A training."""
 
     id: str
-    state: Literal["queued", "running", "done", "failed"]
+    state: Literal["queued", "running", "done", "rejected", "failed", "cancelled"] = Field(
+        description="rejected: it went to its end, but its model may not be served"
+    )
+    seq: int
     phase: str
     progress: float = Field(ge=0, le=1)
     created: str
@@ -98,11 +131,56 @@ class Job(BaseModel):
     lam: float
     word_error_rate_before: Rates | None
     word_error_rate_after: Rates | None
-    recordings: dict[str, int]
+    recordings: dict[str, int] = {}
+    left_out: list[str] = Field([], description="recordings that cannot be used, and why")
+    fraction: float | None = Field(
+        None, description="how far the model went from the old to the trained weights"
+    )
+    path: list[Point] = Field([], description="what was measured on this way")
+    outcome: str | None = Field(None, description="what became of its model, and why")
     losses: list[Loss]
     model_before: str
     model_after: str | None
     error: str | None
+
+
+class JobPage(BaseModel):
+    """A page of trainings; ask for the next with ``before``, the ``seq`` of the last one here."""
+
+    trainings: list[Job]
+
+
+class ModelOut(BaseModel):
+    """A version of the model; one that was put there by hand has hardly more than a name."""
+
+    name: str
+    served: bool
+    parent: str | None = Field(description="the version that its training began with")
+    training: str | None
+    last_seq: int = Field(description="the latest correction when it was made")
+    recordings: dict[str, int]
+    word_error_rate_before: Rates | None
+    word_error_rate_after: Rates | None
+    fraction: float | None
+    outcome: str | None
+    plan: dict[str, Any] | None
+    importance: bool = Field(description="whether the importance of earlier speech is stored")
+
+
+class ModelList(BaseModel):
+    """The versions, the newest first."""
+
+    models: list[ModelOut]
+
+
+class Difference(BaseModel):
+    """Two versions, the numbers of the corrections that came between them and are still here, and
+    the settings of their trainings that differ."""
+
+    old: ModelOut
+    new: ModelOut
+    corrections: list[int]
+    settings: dict[str, tuple[Any, Any]]
 
 
 class Transcript(BaseModel):

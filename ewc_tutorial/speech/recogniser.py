@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import unicodedata
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -13,12 +13,12 @@ import jiwer
 import numpy as np
 import torch
 from torch import Tensor
-from transformers import Wav2Vec2ForCTC, Wav2Vec2Processor
+from transformers import PretrainedConfig, Wav2Vec2Config, Wav2Vec2ForCTC, Wav2Vec2Processor
 from transformers.utils import logging
 
 from ewc_tutorial.huggingface import pad_batch
 from ewc_tutorial.speech.audio import RATE
-from ewc_tutorial.speech.errors import RefusedError
+from ewc_tutorial.speech.errors import RefusedError, UnusableModelError
 
 #: Marks the small model of this course in its configuration.
 SMALL = "ewc_tutorial_small"
@@ -40,6 +40,7 @@ class Spelling:
             token for token in tokenizer.get_vocab() if len(token) == 1 and token != self._space
         }
         self.letters = frozenset(letters - set(tokenizer.all_special_tokens))
+        self.ids = tokenizer.convert_tokens_to_ids([*sorted(self.letters), self._space])
         has_lower = any(c != c.upper() for c in self.letters)
         has_upper = any(c != c.lower() for c in self.letters)
         self._case = str if has_lower == has_upper else str.lower if has_lower else str.upper
@@ -68,17 +69,45 @@ class Spelling:
 
 
 class Recogniser:
-    """A model with its processor, on the CPU or wherever the model is moved.
+    """A model with its processor, on the CPU or wherever the model is moved, in float32.
 
     Args:
         source: a folder, or a name on the hub.
+
+    Raises:
+        UnusableModelError: what is there cannot be loaded, is no wav2vec 2.0 with a CTC head, has
+            weights that are no numbers, or fewer outputs than its vocabulary needs.
     """
 
     def __init__(self, source: str | Path) -> None:
-        with no_progress_bars():
-            self.processor = Wav2Vec2Processor.from_pretrained(source)
-            self.model = Wav2Vec2ForCTC.from_pretrained(source).eval()
-        self.spelling = Spelling(self.processor)
+        try:
+            with no_progress_bars():
+                kind = PretrainedConfig.get_config_dict(source)[0].get("model_type")
+                if kind != Wav2Vec2Config.model_type:
+                    raise UnusableModelError(f"its configuration is of {kind!r}, not 'wav2vec2'")
+                self.processor = Wav2Vec2Processor.from_pretrained(source)
+                self.model, found = Wav2Vec2ForCTC.from_pretrained(
+                    source, dtype=torch.float32, output_loading_info=True
+                )
+            self.model.eval()
+            self.spelling = Spelling(self.processor)
+            self._check(found["missing_keys"])
+        except Exception as error:  # whatever Transformers and its parsers may raise
+            why = (str(error) or type(error).__name__).splitlines()[0].rstrip(".")
+            raise UnusableModelError(f"The model {str(source)!r} cannot be used: {why}.") from error
+
+    def _check(self, missing: Iterable[str]) -> None:
+        if any(name.startswith("lm_head") for name in missing):
+            raise UnusableModelError("it has no CTC head, so what it would write is random")
+        for name, weight in self.model.state_dict().items():
+            if not weight.isfinite().all():
+                raise UnusableModelError(f"{name} has values that are no finite numbers")
+        symbols = [self.model.config.pad_token_id, *self.spelling.ids]
+        if max(symbols) >= self.model.config.vocab_size:
+            raise UnusableModelError(
+                f"its vocabulary goes up to {max(symbols)}, but it has "
+                f"{self.model.config.vocab_size} outputs"
+            )
 
     def save(self, folder: Path) -> None:
         """Write model and processor to a folder."""
@@ -136,6 +165,24 @@ class Recogniser:
     def frames(self, n_samples: int) -> int:
         """Return how many frames the model makes of so many samples."""
         return int(self.model._get_feat_extract_output_lengths(n_samples))
+
+    def check_length(self, seconds: float) -> None:
+        """Check that the model can be trained on a recording of this length.
+
+        Training masks stretches of frames (SpecAugment), and one such must fit into it.
+
+        Raises:
+            RefusedError: it is too short.
+        """
+        config = self.model.config
+        masks = config.apply_spec_augment and config.mask_time_prob > 0
+        needed = config.mask_time_length if masks else 1
+        frames = self.frames(int(seconds * RATE))
+        if frames < needed:
+            raise RefusedError(
+                f"audio is too short for training: this model needs {needed} frames at once, and "
+                f"{seconds:.2f} seconds have {max(0, frames)}."
+            )
 
     def check_room(self, text: str, seconds: float) -> None:
         """Check that a text can be read off a recording: CTC needs one frame per character, and one

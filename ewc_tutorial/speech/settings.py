@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ipaddress
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, FiniteFloat, SecretStr, ValidationError, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
@@ -42,13 +42,24 @@ class Settings(BaseSettings):
     lam: Annotated[FiniteFloat, Field(ge=0)] = Field(
         100.0, description="λ, strength of the penalty"
     )
+    curvature: Literal["diagonal", "kronecker"] = Field(
+        "diagonal", description="form that the Fisher information is kept in"
+    )
+    replay: Annotated[FiniteFloat, Field(ge=0, lt=1)] = Field(
+        0.5, description="share of each batch that is earlier speech with texts"
+    )
+    old_budget: Annotated[FiniteFloat, Field(ge=0)] = Field(
+        5.0, description="points of word error rate that a training may cost the old voices"
+    )
     fisher_samples: Annotated[int, Field(ge=1)] = Field(
         200, description="earlier recordings that importance is measured on"
     )
     steps: Annotated[int, Field(ge=1, le=1_000_000)] = Field(
         150, description="optimizer steps of a training"
     )
-    batch_size: Annotated[int, Field(ge=1, le=1024)] = Field(8, description="recordings per step")
+    batch_size: Annotated[int, Field(ge=1, le=1024)] = Field(
+        8, description="recordings per step; replay needs 2"
+    )
     learning_rate: Annotated[FiniteFloat, Field(gt=0, le=1)] | None = Field(
         None, description="of AdamW, after a warm-up [3e-5; 2e-3 for the small model]"
     )
@@ -89,6 +100,15 @@ class Settings(BaseSettings):
             raise ValueError(
                 f"{PREFIX}HOST {self.host!r} can be reached from other machines, so "
                 f"{PREFIX}TOKEN must be set; or use 127.0.0.1."
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _replay_has_room(self) -> Settings:
+        if self.replay and self.batch_size < 2:
+            raise ValueError(
+                f"{PREFIX}REPLAY must be 0 with a {PREFIX}BATCH_SIZE of 1: a batch with replay has "
+                "at least one recording of either kind."
             )
         return self
 

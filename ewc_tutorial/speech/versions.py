@@ -3,18 +3,28 @@
 A version is written beside the others under a temporary name, synced, and renamed; then the file
 ``current``, which holds the version's name, is replaced. Both are atomic: whoever follows the
 pointer, at any moment and after any kill, finds a whole model.
+
+Beside the model a folder holds ``version.json``, what is known of it, and perhaps
+``importance.pt``, the Fisher information measured at it. A version without its own has that of its
+parent, for the penalty that held it when it was made is the one that remembers the old voices.
 """
 
 from __future__ import annotations
 
+import json
+import re
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 from ewc_tutorial import files
 
 BASE = "base"
+IMPORTANCE = "importance.pt"
+_ABOUT = "version.json"
 _HALF = ".half-"
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 
 
 class Versions:
@@ -28,7 +38,7 @@ class Versions:
     def current(self) -> str | None:
         """Return the name of the version in use, or None before the first."""
         try:
-            return self._pointer.read_text(encoding="utf-8").strip()
+            return self._pointer.read_text(encoding="utf-8", errors="replace").strip()
         except FileNotFoundError:
             return None
 
@@ -36,21 +46,62 @@ class Versions:
         """Return the folder of a version."""
         return self.folder / name
 
-    def publish(self, name: str, write: Callable[[Path], None]) -> None:
-        """Make a new version and switch to it.
+    def exists(self, name: str) -> bool:
+        """Return whether there is a version of this name, which may come from anybody."""
+        return _NAME.fullmatch(name) is not None and self.path(name).is_dir()
+
+    def names(self) -> list[str]:
+        """Return all versions, the newest first; ``base`` is the oldest."""
+        here = [path.name for path in self.folder.iterdir() if self.exists(path.name)]
+        return sorted(here, key=lambda name: (name != BASE, name), reverse=True)
+
+    def about(self, name: str) -> dict[str, Any]:
+        """Return what is known of a version: nothing, if it was made by hand or is damaged."""
+        try:
+            about = json.loads((self.path(name) / _ABOUT).read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return {}
+        return about if isinstance(about, dict) else {}
+
+    def importance(self, name: str) -> Path | None:
+        """Return the file with a version's importance, its own or the nearest ancestor's."""
+        for ancestor in self.line(name):
+            path = self.path(ancestor) / IMPORTANCE
+            if path.exists():
+                return path
+        return None
+
+    def line(self, name: str) -> Iterator[str]:
+        """Yield a version, its parent, and so on."""
+        seen: set[str] = set()
+        while name not in seen and self.exists(name):
+            seen.add(name)
+            yield name
+            name = str(self.about(name).get("parent", ""))
+
+    def add(
+        self, name: str, write: Callable[[Path], None], about: Mapping[str, Any] | None = None
+    ) -> None:
+        """Make a new version, without switching to it.
 
         Args:
-            name: of the version. If it is there already, whole as every version is, only the
-                switch is made: so a publication that was cut off can be repeated.
+            name: of the version. If it is there already, whole as every version is, nothing is
+                done: so an addition that was cut off can be repeated.
             write: gets an empty folder and puts the model there.
+            about: what :meth:`about` is to return.
         """
         final = self.path(name)
-        if not final.exists():
-            half = self.folder / f"{_HALF}{name}"
-            shutil.rmtree(half, ignore_errors=True)
-            half.mkdir()
-            write(half)
-            files.publish_folder(half, final)
+        if final.exists():
+            return
+        half = self.folder / f"{_HALF}{name}"
+        shutil.rmtree(half, ignore_errors=True)
+        half.mkdir()
+        write(half)
+        (half / _ABOUT).write_text(json.dumps(about or {}, indent=1), encoding="utf-8")
+        files.publish_folder(half, final)
+
+    def switch(self, name: str) -> None:
+        """Put a version into use, at once or not at all."""
         files.replace_file(self._pointer, f"{name}\n".encode())
 
     def recover(self) -> None:
@@ -58,3 +109,5 @@ class Versions:
         for path in self.folder.iterdir():
             if path.name.startswith("."):
                 shutil.rmtree(path) if path.is_dir() else path.unlink()
+        for path in self.folder.glob("*/.*.part"):
+            path.unlink()

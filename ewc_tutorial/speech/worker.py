@@ -11,44 +11,67 @@ its work folder.
 from __future__ import annotations
 
 import json
+import logging
 import os
 import shutil
 import sys
 import threading
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
+import torch
 
-from ewc_tutorial.speech.corrections import Corrections, recordings_in, text_beside, text_of
+from ewc_tutorial.speech.acceptance import (
+    MIN_OLD_TESTS,
+    Heard,
+    Verdict,
+    between,
+    fault_of,
+    judge,
+)
+from ewc_tutorial.speech.corrections import Corrections
 from ewc_tutorial.speech.database import Database, lock_folder
-from ewc_tutorial.speech.errors import RefusedError
+from ewc_tutorial.speech.errors import NotLearnedError
+from ewc_tutorial.speech.folders import recordings_in
 from ewc_tutorial.speech.jobs import Jobs
+from ewc_tutorial.speech.learning import Plan, heard_by, learn
+from ewc_tutorial.speech.material import Material, Measured, Reader, split_old
+from ewc_tutorial.speech.recogniser import Recogniser
 from ewc_tutorial.speech.settings import Settings
-from ewc_tutorial.speech.versions import BASE, Versions
+from ewc_tutorial.speech.versions import BASE, IMPORTANCE, Versions
 
 #: The share of all progress at which each phase begins.
 PHASES = {
     "measuring before": 0.0,
     "importance": 0.05,
     "learning": 0.2,
-    "measuring after": 0.9,
+    "measuring after": 0.85,
+    "walking back": 0.9,
     "saving": 0.97,
 }
+#: So many sentences about recordings that were left out are kept.
+_LEFT_OUT = 100
 
 
 def main() -> None:
     job = sys.argv[1]
+    logging.basicConfig(level=logging.INFO, format="%(levelname)s: %(message)s")
+    os.umask(0o077)
     settings = Settings.model_validate(json.loads(sys.stdin.readline()))
     threading.Thread(target=_end_with_the_server, daemon=True).start()
     if hasattr(os, "nice"):
         os.nice(10)  # answering comes first
+    if settings.threads:
+        torch.set_num_threads(settings.threads)
     database = Database(settings.data / "service.sqlite3")
     # A predecessor that is just ending has it for a moment longer.
     lock = lock_folder(settings.data, "worker.lock", seconds=60.0)
     jobs = Jobs(database)
     try:
-        run(job, settings, database)
+        Training(job, settings, database).run()
+    except NotLearnedError as error:
+        jobs.fail(job, str(error))
     except Exception as error:
         jobs.fail(job, f"{type(error).__name__}: {error}".splitlines()[0])
         raise
@@ -61,90 +84,156 @@ def _end_with_the_server() -> None:
     os._exit(1)
 
 
-def run(job: str, settings: Settings, database: Database) -> None:
-    """Do a job, or what is left of it."""
-    import torch
+class Training:
+    """A job, or what is left of it; each method is a phase."""
 
-    from ewc_tutorial.speech.learning import Plan, evaluate, learn
-    from ewc_tutorial.speech.recogniser import Recogniser
-
-    if settings.threads:
-        torch.set_num_threads(settings.threads)
-    jobs, models = Jobs(database), Versions(settings.data / "models")
-    jobs.begin(job)
-    row = jobs.get(job)
-    plan = Plan(**row["options"]["plan"])
-    work = settings.data / "work" / job
-    work.mkdir(parents=True, exist_ok=True)
-    results = row["results"]
-
-    def phase(name: str) -> None:
-        jobs.progress(job, name, PHASES[name])
-
-    def measured(when: str) -> None:
-        if when not in results:
-            phase(f"measuring {when}")
-            rates = {"old": evaluate(recogniser, old_tests), "new": evaluate(recogniser, new_tests)}
-            results[when] = rates
-            jobs.add_results(job, {when: rates})
-
-    def heard(step: int, loss: float, penalty: float) -> None:
-        jobs.add_loss(job, step, loss, penalty)
-        start, end = PHASES["learning"], PHASES["measuring after"]
-        jobs.progress(job, "learning", start + (end - start) * step / plan.steps)
-
-    after = f"{row['seq']:04d}-{job[:8]}"
-    recogniser = Recogniser(models.path(row["model_before"]))
-    old, old_tests, skipped = _old_recordings(settings, recogniser)
-    corrections = Corrections(
-        settings.data, database, settings.max_bytes, settings.max_seconds
-    ).split(row["last_seq"], settings.hold_out)
-    new, new_tests = ([(path, text_of(path)) for path in part] for part in corrections)
-    sizes = [len(part) for part in (old, old_tests, new, new_tests)]
-    names = ("old_for_importance", "old_for_measuring", "new_for_training", "new_for_measuring")
-    counts = dict(zip(names, sizes, strict=True)) | {"old_left_out": skipped}
-    jobs.add_results(job, {"recordings": counts})
-    measured("before")
-    learn(recogniser, old, new, plan, work, heard, phase)
-    measured("after")
-    phase("saving")
-    models.publish(after, recogniser.save)
-    jobs.finish(job, after)
-    shutil.rmtree(work / "checkpoints", ignore_errors=True)
-
-
-def old_files(folder: Path) -> list[Path]:
-    """Return the recordings below a folder that have a text, in a fixed order."""
-    return [path for path in recordings_in(folder) if text_beside(path) is not None]
-
-
-def _old_recordings(settings: Settings, recogniser: Any) -> tuple[list, list, int]:
-    """Return earlier speech for the importance, for measuring, and how much was left out.
-
-    A third at most is for measuring, and nothing is for both (unless there is only one recording).
-    Left out is what the model cannot write.
-    """
-    paths = old_files(settings.old_folder)
-    order = np.random.default_rng(settings.seed).permutation(len(paths))
-    usable = []
-    for i in order:
-        try:
-            text = recogniser.spelling.clean(text_of(paths[i]), 10**6)
-        except RefusedError:
-            continue
-        usable.append((paths[i], text))
-    if not usable:
-        raise RefusedError(
-            f"none of the {len(paths)} texts in {str(settings.old_folder)!r} is one that the "
-            "model can write."
+    def __init__(self, job: str, settings: Settings, database: Database) -> None:
+        self._job = job
+        self._settings = settings
+        self._jobs = Jobs(database)
+        self._corrections = Corrections(
+            settings.data, database, settings.max_bytes, settings.max_seconds
         )
-    n_tests = min(settings.max_tests, max(1, len(usable) // 3))
-    return usable[n_tests:] or usable, usable[:n_tests], len(paths) - len(usable)
+        self._models = Versions(settings.data / "models")
+        self._jobs.begin(job)
+        self._row = self._jobs.get(job) or {}
+        self._start = self._row["model_before"]
+        self._plan = Plan(**self._row["options"]["plan"])
+        self._recogniser = Recogniser(self._models.path(self._start))
+
+    def run(self) -> None:
+        """Learn, and serve what may be served."""
+        work = self._settings.data / "work" / self._job
+        work.mkdir(parents=True, exist_ok=True)
+        material, importance = self._gather()
+        self._note(recordings=material.counts(), left_out=material.left_out[:_LEFT_OUT])
+        self._phase("measuring before")
+        before = self._hear(self._recogniser, material)
+        self._note(before=_rates(before))
+        start = {n: w.clone() for n, w in self._recogniser.model.state_dict().items()}
+        learn(
+            self._recogniser, material.old, material.new, self._plan, work, self._listen,
+            self._phase, importance,
+        )  # fmt: skip
+        self._phase("measuring after")
+        self._conclude(self._judge(material, start, before), material)
+        shutil.rmtree(work / "checkpoints", ignore_errors=True)
+
+    def _gather(self) -> tuple[Material, Path]:
+        """Return what to work with, and where the importance is or is to be."""
+        settings, reader = self._settings, Reader(self._recogniser, self._settings.max_seconds)
+        importance = self._models.importance(self._start)
+        old, tests, record, known = split_old(
+            reader.earlier_speech(recordings_in(settings.old_folder)),
+            settings.max_tests, self._plan, Measured.beside(importance),
+        )  # fmt: skip
+        if importance is None or not known:
+            importance = self._models.path(self._start) / IMPORTANCE
+            record.write(importance)
+        parts = self._corrections.split(self._row["last_seq"], settings.hold_out)
+        new, new_tests = (reader.corrections(part) for part in parts)
+        for part, usable in zip(parts, (new, new_tests), strict=True):
+            if not usable:
+                raise NotLearnedError(
+                    f"None of {len(part)} corrections can be used, for {reader.left_out[-1]}"
+                )
+        if self._plan.replay and not any(text for _, text in old):
+            self._plan = replace(self._plan, replay=0.0)
+            reader.left_out.append(
+                "Replay: no earlier speech for it has a text, so none is mixed in."
+            )
+        return Material(old, tests, new, new_tests, reader.left_out), importance
+
+    def _judge(
+        self, material: Material, start: dict[str, Any], before: tuple[Heard, Heard]
+    ) -> Verdict | None:
+        """Leave the weights at the best point that may be served; None if that cannot be told."""
+        losses = [row["loss"] for row in (self._jobs.get(self._job) or {})["losses"]]
+        model = self._recogniser.model
+        end = {name: weight.clone() for name, weight in model.state_dict().items()}
+        if fault := fault_of(losses, end):
+            return Verdict(None, fault, ())
+        if len(material.old_tests) < MIN_OLD_TESTS:
+            self._note(after=_rates(self._hear(self._recogniser, material)))
+            return None
+        served = self._models.current() or BASE
+        others = {
+            name: before
+            if name == self._start
+            else self._hear(Recogniser(self._models.path(name)), material)
+            for name in {BASE, served}
+            if name == served or self._models.exists(name)
+        }
+
+        def at(fraction: float) -> tuple[Heard, Heard]:
+            if fraction < 1.0:
+                self._phase("walking back")
+            model.load_state_dict(between(start, end, fraction))
+            return self._hear(self._recogniser, material)
+
+        verdict = judge(
+            at, [old for old, _ in others.values()], others[served][1], self._settings.old_budget
+        )
+        point = verdict.chosen or verdict.tried[0]
+        model.load_state_dict(between(start, end, point.fraction))
+        self._note(
+            after=_rates((point.old, point.new)),
+            path=[
+                {"fraction": p.fraction, "old": p.old.rate, "new": p.new.rate, "cost": p.cost}
+                for p in verdict.tried
+            ],
+        )
+        return verdict
+
+    def _conclude(self, verdict: Verdict | None, material: Material) -> None:
+        """Keep and serve the model, or do not, and say why."""
+        if verdict is not None and verdict.chosen is None:
+            self._jobs.reject(self._job, f"Nothing is served. {verdict.sentence}")
+            return
+        self._phase("saving")
+        name = f"{self._row['seq']:04d}-{self._job[:8]}"
+        fraction, outcome = 1.0, (
+            f"It is kept as {name} but not served, for {len(material.old_tests)} held-out "
+            f"recordings of earlier speech with texts are too few to tell what it costs; at least "
+            f"{MIN_OLD_TESTS} are needed. POST /models/{name}/serve serves it all the same."
+        )  # fmt: skip
+        if verdict is not None and verdict.chosen is not None:
+            fraction, outcome = verdict.chosen.fraction, verdict.sentence
+        self._note(fraction=fraction, outcome=outcome)
+        results = (self._jobs.get(self._job) or {})["results"]
+        about = {
+            "parent": self._start,
+            "job": self._job,
+            "last_seq": self._row["last_seq"],
+            "plan": self._row["options"]["plan"],
+            **{key: results.get(key) for key in ("recordings", "before", "after", "fraction")},
+            "outcome": outcome,
+        }
+        self._models.add(name, self._recogniser.save, about)
+        if verdict is not None:
+            self._models.switch(name)
+        self._jobs.finish(self._job, name)
+
+    def _phase(self, name: str) -> None:
+        self._jobs.progress(self._job, name, PHASES[name])
+
+    def _note(self, **results: Any) -> None:
+        self._jobs.add_results(self._job, results)
+
+    def _listen(self, step: int, loss: float, penalty: float) -> None:
+        self._jobs.add_loss(self._job, step, loss, penalty)
+        start, end = PHASES["learning"], PHASES["measuring after"]
+        share = step / self._plan.steps
+        self._jobs.progress(self._job, "learning", start + (end - start) * share)
+
+    @staticmethod
+    def _hear(recogniser: Recogniser, material: Material) -> tuple[Heard, Heard]:
+        return heard_by(recogniser, material.old_tests), heard_by(recogniser, material.new_tests)
 
 
-def start_version(models: Versions, start: str) -> str:
-    """Return the version that a training starts from: ``base`` or the one that is ``served``."""
-    return BASE if start == "base" else (models.current() or BASE)
+def _rates(heard: tuple[Heard, Heard]) -> dict[str, float | None]:
+    old, new = heard
+    return {"old": old.rate if len(old.words) else None, "new": new.rate}
 
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@ import pytest
 TINY = {
     "steps": 60, "fisher_samples": 30,
     "checkpoint_every": 10, "threads": 1, "max_tests": 15, "lam": 100.0,
+    "old_budget": 100.0,  # the small model forgets much; test_acceptance is about the budget
 }  # fmt: skip
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import hashlib
 import io
 import os
+import shutil
+import sqlite3
 import threading
 from pathlib import Path
 
@@ -13,10 +15,10 @@ import pytest
 pytest.importorskip("soundfile", reason="the group 'speech' is not installed")
 
 from ewc_tutorial.speech import corrections as module
-from ewc_tutorial.speech import worker
-from ewc_tutorial.speech.corrections import Corrections, text_of
+from ewc_tutorial.speech.corrections import Corrections
 from ewc_tutorial.speech.database import Database, lock_folder
 from ewc_tutorial.speech.errors import AlreadyServedError, RefusedError
+from ewc_tutorial.speech.folders import recordings_in, text_beside, text_of
 
 
 def store(folder: Path) -> Corrections:
@@ -174,8 +176,83 @@ def test_two_servers_cannot_have_one_folder(tmp_path):
 def test_recorders_write_endings_in_any_case(tmp_path):
     for sound, text in (("a.WAV", "a.txt"), ("b.wav", "b.TXT"), ("c.Flac", "c.txt"), ("d.wav", "")):
         (tmp_path / sound).touch()
+        (tmp_path / f"._{sound}").touch()  # macOS on a stick
         if text:
             (tmp_path / text).write_text(f" the text of {sound}\n")
-    found = worker.old_files(tmp_path)
+    *found, without = recordings_in(tmp_path)
     assert [path.name for path in found] == ["a.WAV", "b.wav", "c.Flac"]
-    assert [module.text_of(path) for path in found] == [f"the text of {p.name}" for p in found]
+    assert [text_of(path) for path in found] == [f"the text of {p.name}" for p in found]
+    assert text_beside(without) is None
+
+
+def test_a_correction_whose_files_are_gone_is_kept_when_it_is_sent_again(tmp_path, wav):
+    kept, sound = store(tmp_path / "d"), wav().read_bytes()
+    first, _ = kept.add(io.BytesIO(sound), "hello")
+    shutil.rmtree(tmp_path / "d" / "corrections" / first.id)
+    assert kept.add(io.BytesIO(sound), "hello") == (first, True)
+    assert index(kept) == contents(tmp_path / "d") != {}
+
+
+def test_a_text_is_changed_in_file_and_index_or_in_neither(tmp_path, wav, monkeypatch):
+    kept, sound = store(tmp_path / "d"), wav().read_bytes()
+    first, _ = kept.add(io.BytesIO(sound), "hello")
+    other, _ = kept.add(io.BytesIO(sound), "hell")
+    assert kept.change_text(first, "help").text == "help"
+    assert index(kept) == contents(tmp_path / "d")
+    with pytest.raises(RefusedError, match="already") as caught:
+        kept.change_text(other, "help")
+    assert caught.value.status == 409
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "replace", lambda *_: (_ for _ in ()).throw(OSError(28, "full")))
+        with pytest.raises(OSError, match="full"):
+            kept.change_text(first, "hill")
+    assert sorted(text for _, text in index(kept).values()) == ["hell", "help"]
+    assert index(kept) == contents(tmp_path / "d")
+
+
+def test_a_kill_between_file_and_index_of_a_changed_text_leaves_the_new_one(tmp_path, wav):
+    kept = store(tmp_path / "d")
+    first, _ = kept.add(io.BytesIO(wav().read_bytes()), "hello")
+    (tmp_path / "d" / "corrections" / first.id / "text.txt").write_text("help")
+    kept.recover()
+    assert [c.text for c in kept.page()] == ["help"]
+
+
+def test_a_deleted_correction_is_gone_and_stays_gone(tmp_path, wav):
+    kept = store(tmp_path / "d")
+    both = [kept.add(io.BytesIO(wav(seed=i).read_bytes()), "hello")[0] for i in range(2)]
+    kept.remove(both[0])
+    kept.recover()
+    assert [c.id for c in kept.page()] == [both[1].id]
+    assert list(contents(tmp_path / "d")) == [both[1].id]
+    assert not any((tmp_path / "d" / "incoming").iterdir())
+    kept.remove(both[0])  # again, as after a kill
+    # Its number is not given to another.
+    assert kept.add(io.BytesIO(wav(seed=7).read_bytes()), "x")[0].seq == 3
+
+
+def test_an_index_that_cannot_be_written_leaves_no_correction(tmp_path, wav, monkeypatch):
+    kept = store(tmp_path / "d")
+    real = kept._enter
+
+    def locked(*_):
+        raise sqlite3.OperationalError("database is locked")
+
+    monkeypatch.setattr(kept, "_enter", locked)
+    with pytest.raises(sqlite3.OperationalError):
+        kept.add(io.BytesIO(wav().read_bytes()), "hello")
+    monkeypatch.setattr(kept, "_enter", real)
+    kept.recover()
+    assert kept.count() == 0
+    assert contents(tmp_path / "d") == {}
+
+
+def test_a_recording_with_two_texts_is_on_one_side_of_the_split(tmp_path, wav):
+    kept = store(tmp_path / "d")
+    for i in range(6):
+        sound = wav(f"{i}.wav", 0.2, seed=i).read_bytes()
+        for text in ("one", "two"):
+            kept.add(io.BytesIO(sound), text)
+    parts = [{p.read_bytes() for p in part} for part in kept.split(12, hold_out=3)]
+    assert not parts[0] & parts[1]
+    assert all(parts)

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import re
 import socket
+import sqlite3
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
 
 pytest.importorskip("fastapi", reason="the group 'speech' is not installed")
+
+from ewc_tutorial.speech import runner
 
 pytestmark = pytest.mark.timeout(300)
 TOKEN = "a-token-of-sixteen-or-more"
@@ -43,6 +47,34 @@ def test_a_correction_comes_back_as_it_was_sent(service, wav):
     assert correction in every_correction(service.client)
     again = upload(service.client, content, "old lion")
     assert (again.status_code, again.json()) == (200, correction)
+
+
+def test_a_correction_is_fetched_corrected_and_deleted(service, wav):
+    content = wav(seconds=0.7, seed=41).read_bytes()
+    sent = upload(service.client, content, "old lion").json()
+    one = f"/corrections/{sent['id']}"
+    assert service.client.get(one).json() == sent
+    sound = service.client.get(f"{one}/audio")
+    assert (sound.content, sound.headers["content-type"]) == (content, "audio/wav")
+    changed = service.client.patch(one, json={"text": " Old  HILL"})
+    assert changed.json() == service.client.get(one).json() == sent | {"text": "old hill"}
+    for text in ("", "lion!", "l" * 400):
+        assert service.client.patch(one, json={"text": text}).status_code == 422
+    assert service.client.delete(one).status_code == 204
+    for answer in (
+        service.client.get(one), service.client.delete(one), service.client.get(f"{one}/audio"),
+        service.client.patch(one, json={"text": "lion"}),
+    ):  # fmt: skip
+        assert answer.status_code == 404
+    assert sent["id"] not in {c["id"] for c in every_correction(service.client)}
+
+
+def test_versions_are_listed_and_strangers_are_refused(service):
+    (only,) = service.client.get("/models").json()["models"]
+    assert (only["name"], only["served"], only["parent"]) == ("base", True, None)
+    assert service.client.post("/models/base/serve").status_code == 200
+    assert service.client.post("/models/nothing/serve").status_code == 404
+    assert service.client.get("/models/base/diff/nothing").status_code == 404
 
 
 def test_concurrent_uploads_are_all_kept_and_not_mixed_up(service, wav):
@@ -208,8 +240,9 @@ def test_a_training_needs_earlier_speech_and_corrections_cannot_take_its_place(s
 def test_the_documents_describe_every_route(service):
     paths = service.client.get("/openapi.json").json()["paths"]
     assert set(paths) == {
-        "/health", "/upload/corrections", "/corrections", "/train/ewc", "/train/ewc/{job_id}",
-        "/transcribe",
+        "/health", "/upload/corrections", "/corrections", "/corrections/{correction_id}",
+        "/corrections/{correction_id}/audio", "/train/ewc", "/train/ewc/{job_id}", "/models",
+        "/models/{name}/diff/{other}", "/models/{name}/serve", "/transcribe",
     }  # fmt: skip
 
 
@@ -225,7 +258,7 @@ def test_the_page_of_the_documents_needs_no_network(service):
 
 def test_the_health_says_which_model_is_in_use(service):
     assert service.client.get("/health").json() == {
-        "status": "ok", "model": "base", "training": None,
+        "status": "ok", "model": "base", "training": None, "problem": None,
     }  # fmt: skip
 
 
@@ -270,6 +303,90 @@ def test_with_the_token_the_documents_are_there(guarded):
     schema = guarded.get("/openapi.json", headers=headers).json()
     assert schema["paths"]["/corrections"]["get"]["security"]
     assert "security" not in schema["paths"]["/health"]["get"]
+
+
+@pytest.fixture(scope="module")
+def inside(tmp_path_factory, settings):
+    """The application in this process, so that a test can take its disk away."""
+    from fastapi.testclient import TestClient
+
+    from ewc_tutorial.speech.app import create_app
+    from ewc_tutorial.speech.base import prepare
+    from ewc_tutorial.speech.settings import Settings
+
+    data = tmp_path_factory.mktemp("inside")
+    empty = tmp_path_factory.mktemp("no_old_speech")
+    read = Settings(**settings | {"data": data, "old": empty})
+    prepare(read)
+    there = {"base_url": "http://localhost", "client": ("127.0.0.1", 5)}
+    with TestClient(create_app(read), **there, raise_server_exceptions=False) as client:
+        yield client
+
+
+TROUBLES = {
+    "full": (OSError(errno.ENOSPC, "No space left on device"), 507, "full"),
+    "full index": (sqlite3.OperationalError("database or disk is full"), 507, "full"),
+    "read-only": (OSError(errno.EROFS, "Read-only file system"), 503, "Read-only"),
+    "locked": (sqlite3.OperationalError("database is locked"), 503, "locked"),
+    "damaged": (sqlite3.DatabaseError("database disk image is malformed"), 503, "malformed"),
+}
+
+
+@pytest.mark.parametrize("kind", TROUBLES)
+def test_trouble_with_the_disk_is_a_sentence_and_hearing_goes_on(inside, wav, monkeypatch, kind):
+    from ewc_tutorial.speech.database import Database
+
+    error, status, words = TROUBLES[kind]
+    content = wav(seconds=0.7, seed=91).read_bytes()
+
+    def broken(*_, **__):
+        raise error
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Database, "connection", broken)
+        for answer in (
+            upload(inside, content, "lion"), inside.get("/corrections"), inside.get("/train/ewc"),
+            inside.post("/train/ewc"), inside.delete("/train/ewc/x"),
+        ):  # fmt: skip
+            assert (answer.status_code, list(answer.json())) == (status, ["detail"])
+            assert words in answer.json()["detail"]
+            assert answer.headers["retry-after"]
+        health = inside.get("/health")
+        assert (health.status_code, health.json()["status"]) == (200, "degraded")
+        assert words in health.json()["problem"]
+        assert inside.post("/transcribe", files={"audio": ("x.wav", content)}).status_code == 200
+        assert inside.get("/models").status_code == 200
+    assert inside.get("/health").json()["status"] == "ok"
+    service = inside.app.state.service
+    assert not any((service.settings.data / "incoming").iterdir())
+    assert not any((service.settings.data / "corrections").iterdir())
+
+
+def test_a_training_that_cannot_be_started_or_noted_blocks_no_other(
+    inside, new_speech, monkeypatch
+):
+    service = inside.app.state.service
+    importance = service.models.path("base") / "importance.pt"
+    importance.write_bytes(b"")  # lets a training without earlier speech begin
+    for path, text in new_speech[:3]:
+        assert upload(inside, path.read_bytes(), text).status_code == 201
+
+    def no_process(*_, **__):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(runner.subprocess, "Popen", no_process)
+    with monkeypatch.context() as patch:
+        # The disk is so full that not even the failure can be noted.
+        patch.setattr(service.jobs, "fail", no_process)
+        assert inside.post("/train/ewc").status_code == 507
+    assert inside.get("/health").json()["training"] is not None
+    assert inside.post("/train/ewc").status_code == 507, "and not 409"
+    assert inside.get("/health").json()["training"] is None
+    trainings = inside.get("/train/ewc").json()["trainings"]
+    assert [row["state"] for row in trainings] == ["failed", "failed"]
+    importance.unlink()
+    for correction in every_correction(inside):
+        inside.delete(f"/corrections/{correction['id']}")
 
 
 def test_without_a_token_other_machines_get_nothing(tmp_path, settings):

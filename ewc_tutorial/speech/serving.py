@@ -1,0 +1,105 @@
+"""The model in use: loaded when it changes, and never exchanged for one that cannot be used."""
+
+from __future__ import annotations
+
+import logging
+import threading
+
+import numpy as np
+
+from ewc_tutorial.speech.errors import RefusedError, UnusableModelError
+from ewc_tutorial.speech.recogniser import Recogniser
+from ewc_tutorial.speech.versions import Versions
+
+#: So many transcriptions wait for the one under way; more are refused.
+MAX_WAITING = 16
+_log = logging.getLogger(__name__)
+
+
+class Serving:
+    """Follows the pointer of :class:`Versions`.
+
+    Whoever asks gets the model that is loaded; one asker at a time loads a new one. Hearing has a
+    lock of its own, so that nobody who wants only the model waits for it.
+    """
+
+    def __init__(self, models: Versions) -> None:
+        self._models = models
+        self._loading = threading.Lock()
+        self._hearing = threading.Lock()
+        self._room = threading.BoundedSemaphore(MAX_WAITING + 1)
+        self._served: tuple[str, Recogniser] | None = None
+        self._refused: str | None = None
+
+    def start(self) -> None:
+        """Load the version in use, or else the newest good one, and say so.
+
+        Raises:
+            UnusableModelError: no version can be loaded.
+        """
+        wanted = self._models.current()
+        why = []
+        for name in dict.fromkeys([wanted or "", *self._models.names()]):
+            try:
+                self._served = (name, self._load(name))
+            except UnusableModelError as error:
+                why.append(str(error))
+                continue
+            if why:
+                self._models.switch(name)
+                _log.error("%s The newest good version, %s, is served instead.", why[0], name)
+            return
+        raise UnusableModelError(f"No model can be served. {' '.join(why)}")
+
+    def current(self) -> tuple[str, Recogniser]:
+        """Return the version in use and its model, loaded anew if another one is wanted."""
+        assert self._served is not None, "start() comes first"
+        name = self._models.current()
+        changed = name not in (self._served[0], self._refused)
+        if changed and self._loading.acquire(blocking=False):
+            try:
+                self._served = (name or "", self._load(name or ""))
+                self._refused = None
+            except UnusableModelError as error:
+                self._refused = name
+                _log.error("%s Version %s stays in use.", error, self._served[0])
+            finally:
+                self._loading.release()
+        return self._served
+
+    def switch(self, name: str) -> None:
+        """Put a version into use, if it can be loaded.
+
+        Raises:
+            RefusedError: there is none of this name (404) or it cannot be used (409); the served
+                one stays.
+        """
+        if not self._models.exists(name):
+            raise RefusedError("There is no version of this name.", 404)
+        with self._loading:
+            try:
+                loaded = self._load(name)
+            except UnusableModelError as error:
+                raise RefusedError(str(error), 409) from None
+            self._models.switch(name)
+            self._served, self._refused = (name, loaded), None
+
+    def transcribe(self, wave: np.ndarray) -> tuple[str, str]:
+        """Return what is heard, and the version that heard it.
+
+        Raises:
+            RefusedError: (503) too many are waiting.
+        """
+        if not self._room.acquire(blocking=False):
+            raise RefusedError(f"{MAX_WAITING} transcriptions are waiting: try again later.", 503)
+        try:
+            with self._hearing:
+                name, recogniser = self.current()
+                return recogniser.transcribe([wave])[0], name
+        finally:
+            self._room.release()
+
+    def _load(self, name: str) -> Recogniser:
+        if not self._models.exists(name):
+            raise UnusableModelError(f"There is no version {name!r} in {self._models.folder}.")
+        return Recogniser(self._models.path(name))
