@@ -9,9 +9,9 @@ from ewc_tutorial.course import reference
 from ewc_tutorial.course.exercises.core import Exercise
 
 
-def _masks() -> list[tuple[Tensor, Tensor]]:
+def _masks(seed: int = 0) -> list[tuple[Tensor, Tensor]]:
     """Return logits with masks of one, two, three and all classes; some logits are large."""
-    generator = torch.Generator().manual_seed(0)
+    generator = torch.Generator().manual_seed(seed)
 
     def draw(n: int, classes: int) -> Tensor:
         return 3 * torch.randn(n, classes, generator=generator, dtype=torch.float64)
@@ -21,9 +21,9 @@ def _masks() -> list[tuple[Tensor, Tensor]]:
     return [(draw(4, len(mask)), mask) for mask in active]
 
 
-def _answers() -> list[tuple[Tensor, Tensor, int]]:
+def _answers(seed: int = 0) -> list[tuple[Tensor, Tensor, int]]:
     """Return logits and labels of tasks of two and of three classes."""
-    generator = torch.Generator().manual_seed(3)
+    generator = torch.Generator().manual_seed(seed)
 
     def draw(n: int, classes: int, per_task: int) -> tuple[Tensor, Tensor, int]:
         y = torch.randint(classes, (n,), generator=generator)
@@ -34,9 +34,9 @@ def _answers() -> list[tuple[Tensor, Tensor, int]]:
     return [draw(40, 10, 2), draw(50, 6, 3), draw(30, 6, 2)]
 
 
-def _heads() -> list[tuple[Tensor, Tensor, Tensor]]:
+def _heads(seed: int = 0) -> list[tuple[Tensor, Tensor, Tensor]]:
     """Return weights, Fisher information and fresh rows of heads."""
-    generator = torch.Generator().manual_seed(4)
+    generator = torch.Generator().manual_seed(seed)
     cases = []
     for classes, features, new in ((2, 3, 2), (4, 5, 2), (3, 2, 1)):
         weight = torch.randn(classes, features, generator=generator)
@@ -60,6 +60,9 @@ def _three(task_logits, domain_logits=None, swap: bool = False):
             domain = (inside % k == y % k).double().mean().item()
         elif domain_logits == "task":
             domain = (logits.argmax(1) // k == y // k).double().mean().item()
+        elif domain_logits == "summed":
+            places = logits.reshape(len(y), -1, k).sum(1)
+            domain = (places.argmax(1) == y % k).double().mean().item()
         return (every, domain, task) if swap else (task, domain, every)
 
     return wrong
@@ -103,6 +106,10 @@ EXERCISES: dict[str, Exercise] = {
             "logits, and then its place within its task.": _three("", "masked"),
             "Your second number says how often the task is right. The question is the place "
             "within the task: label % per_task.": _three("", "task"),
+            "Your second number adds up the logits of each place over the tasks. Only the largest "
+            "of all logits counts: find its class, then the place of that class.": (
+                _three("", "summed")
+            ),
             "The order is turned round: task, domain, class.": _three("", swap=True),
         },
     ),
