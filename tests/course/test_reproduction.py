@@ -69,3 +69,44 @@ def test_the_published_numbers_are_percentages_with_a_source():
     assert published["accuracy"].between(10, 100).all()
     assert not published.duplicated(["experiment", "cell", "method"]).any()
     assert published["source"].notna().all()
+
+
+def test_one_cell_is_run_again_beside_the_stored_rows_and_nothing_is_stored(
+    tmp_path, monkeypatch, capsys
+):
+    from experiments import reproduce
+
+    table = tmp_path / "reproduce.csv"
+    table.write_text(
+        "experiment,cell,method,lam,seed,accuracy,threads\n"
+        "split,task,EWC,10.0,0,0.9,1\nsplit,task,EWC,10.0,1,0.8,1\n"
+        "split,task,EWC,10.0,100,0.7,1\nsplit,task,none,0.0,0,0.6,1\n"
+    )
+    before, asked = table.read_text(), []
+
+    def execute(run, device, threads):
+        asked.append((run.lam, run.seed))
+        return reproduce.Result(0.91, 2.0, 0.0, "null", device, threads, "")
+
+    monkeypatch.setattr(reproduce, "TABLE", table)
+    monkeypatch.setattr(reproduce, "execute", execute)
+    reproduce.again("split", "task", "EWC", [], "cpu")
+    assert asked == [(10.0, 0), (10.0, 1)], "the seed that chose λ is not reported"
+    assert "seed 0: stored 0.90000, again 0.91000" in capsys.readouterr().out
+    reproduce.again("split", "task", "EWC", [1], "cpu")
+    assert asked[2:] == [(10.0, 1)]
+    with pytest.raises(SystemExit, match="no rows for 'split', 'task', 'EWC' and seeds"):
+        reproduce.again("split", "task", "EWC", [7], "cpu")
+    assert table.read_text() == before
+
+
+def test_the_further_seeds_are_those_of_all_cells():
+    from experiments.reproduce import reported_runs
+
+    runs = list(reported_runs(["split_seeds"], range(5), "500", {}))
+    assert {run.experiment for run in runs} == {"split"}
+    cells = {}
+    for run in runs:
+        cells.setdefault((run.cell, run.method), []).append(run.seed)
+    assert len(cells) == 9
+    assert set(map(tuple, cells.values())) == {tuple(range(5, 11))}

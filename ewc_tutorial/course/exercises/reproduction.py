@@ -7,7 +7,7 @@ import random
 import statistics
 
 from ewc_tutorial.course import reference
-from ewc_tutorial.course.exercises.core import Exercise
+from ewc_tutorial.course.exercises.core import Exercise, Prediction, Question
 
 
 def _measurements(seed: int) -> list[tuple[list[float], float, float]]:
@@ -58,7 +58,7 @@ def _with_error(error) -> object:
     return wrong
 
 
-EXERCISES: dict[str, Exercise] = {
+EXERCISES: dict[str, Question] = {
     "standard_errors_apart": Exercise(
         answer=reference.standard_errors_apart,
         cases=_measurements,
@@ -93,6 +93,21 @@ EXERCISES: dict[str, Exercise] = {
             ),
             "The difference is turned round: a − b.": (
                 lambda a, b: reference.paired_difference(b, a)
+            ),
+        },
+    ),
+    "sampled_too_small": Prediction(
+        why=(
+            "The best λ of `sampled` is 10^7 in our table, that of `exact` 10^4, and both reach\n"
+            "the same accuracy. The penalty is λ times F, so F must be about a thousand times\n"
+            "smaller. The published λ, 10^8 to 10^9 against 10^5 to 10^6, say the same."
+        ),
+        factor=3.0,
+        mistakes={
+            "Nothing would be smaller if the estimate were near its mean. It is unbiased, but one "
+            "pass need not be near the mean: read on.": lambda measured: 1.0,
+            "You divided the other way round: F is smaller where λ is larger.": (
+                lambda measured: 1 / measured
             ),
         },
     ),
