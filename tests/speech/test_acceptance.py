@@ -219,6 +219,7 @@ class InMemory(Database):
             yield self._only
 
 
+@pytest.mark.timeout(600)
 def test_of_a_hundred_bad_trainings_none_over_budget_is_served(tmp_path, monkeypatch):
     torch.manual_seed(0)
     old, new = voice(0.0, 200, 1), voice(0.7, 40, 2)
