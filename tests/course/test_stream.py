@@ -15,12 +15,12 @@ def test_it_brings_the_batches_of_ordinary_training():
     tasks = permuted_tasks(2, seed=0)
     by_hand, ordinary = PROTOCOL.model(tasks, seed=0), PROTOCOL.model(tasks, seed=0)
     optimizer = torch.optim.SGD(by_hand.parameters(), lr=0.1)
-    n = 0
-    for n, (x, y) in enumerate(blind.stream(tasks, seed=3), start=1):
+    stream = list(blind.stream(tasks, seed=3))
+    assert len(stream) == 2 * blind.STEPS
+    for x, y in stream:
         optimizer.zero_grad()
         torch.nn.functional.cross_entropy(by_hand(x), y).backward()
         optimizer.step()
-    assert n == 2 * blind.STEPS
     order = torch.Generator().manual_seed(3)
     for task in tasks:
         train(ordinary, task, epochs=PROTOCOL.epochs, lr=0.1, generator=order)
