@@ -15,9 +15,9 @@ def test_it_brings_the_batches_of_ordinary_training():
     tasks = permuted_tasks(2, seed=0)
     by_hand, ordinary = PROTOCOL.model(tasks, seed=0), PROTOCOL.model(tasks, seed=0)
     optimizer = torch.optim.SGD(by_hand.parameters(), lr=0.1)
-    batches = list(blind.stream(tasks, seed=3))
-    assert len(batches) == 2 * blind.STEPS
-    for x, y in batches:
+    stream = list(blind.stream(tasks, seed=3))
+    assert len(stream) == 2 * blind.STEPS
+    for x, y in stream:
         optimizer.zero_grad()
         torch.nn.functional.cross_entropy(by_hand(x), y).backward()
         optimizer.step()
