@@ -27,7 +27,7 @@ import pandas as pd
 import torch
 
 from ewc_tutorial.course import tables
-from ewc_tutorial.speech.acceptance import between
+from ewc_tutorial.path import between
 from ewc_tutorial.speech.base import train_tiny
 from ewc_tutorial.speech.learning import Plan, Recording, evaluate, learn
 from ewc_tutorial.speech.recogniser import Recogniser

@@ -6,8 +6,8 @@ test. The costs of the recordings, the same ones for both models, are drawn anew
 many times (the bootstrap of Bisani and Ney 2004, section 3), and the model is within budget if 95 %
 of these draws are.
 
-Over budget, there is a way back: the straight line from the old weights to the new. Weights in
-between have often lost much less of the old and most of what is new (Wortsman et al. 2022).
+Over budget, there is a way back: the straight line from the old weights to the new
+(:func:`ewc_tutorial.path.between`). Weights in between have often lost much less of the old and most of what is new (Wortsman et al. 2022).
 """
 
 from __future__ import annotations
@@ -18,7 +18,6 @@ from dataclasses import dataclass
 
 import jiwer
 import numpy as np
-import torch
 from torch import Tensor
 
 #: With fewer recordings of old voices the test says nothing.
@@ -69,17 +68,6 @@ def most_it_costs(before: Heard, after: Heard, seed: int = 0) -> float:
     draws = np.random.default_rng(seed).integers(n, size=(_DRAWS, n))
     costs = (after.errors - before.errors)[draws].sum(axis=1) / before.words[draws].sum(axis=1)
     return 100 * float(np.quantile(costs, CONFIDENCE))
-
-
-def between(
-    old: Mapping[str, Tensor], new: Mapping[str, Tensor], fraction: float
-) -> dict[str, Tensor]:
-    """Return the weights on the straight line from ``old`` (0) to ``new`` (1); whole numbers are
-    those of ``new``."""
-    return {
-        name: torch.lerp(old[name], value, fraction) if value.is_floating_point() else value
-        for name, value in new.items()
-    }
 
 
 @dataclass(frozen=True)

@@ -22,11 +22,11 @@ from typing import Any
 
 import torch
 
+from ewc_tutorial.path import between
 from ewc_tutorial.speech.acceptance import (
     MIN_OLD_TESTS,
     Heard,
     Verdict,
-    between,
     fault_of,
     judge,
 )
