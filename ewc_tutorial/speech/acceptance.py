@@ -7,7 +7,8 @@ many times (the bootstrap of Bisani and Ney 2004, section 3), and the model is w
 of these draws are.
 
 Over budget, there is a way back: the straight line from the old weights to the new
-(:func:`ewc_tutorial.path.between`). Weights in between have often lost much less of the old and most of what is new (Wortsman et al. 2022).
+(:func:`ewc_tutorial.path.between`). Weights on it have often lost much less of the old and most of
+what is new (Wortsman et al. 2022).
 """
 
 from __future__ import annotations

@@ -16,8 +16,9 @@ import torch
 pytest.importorskip("transformers", reason="the group 'speech' is not installed")
 pytest.importorskip("jiwer", reason="the group 'speech' is not installed")
 
+from ewc_tutorial.path import between
 from ewc_tutorial.speech import worker
-from ewc_tutorial.speech.acceptance import Heard, between, fault_of, judge, most_it_costs
+from ewc_tutorial.speech.acceptance import Heard, fault_of, judge, most_it_costs
 from ewc_tutorial.speech.database import SCHEMA, Database
 from ewc_tutorial.speech.jobs import Jobs
 from ewc_tutorial.speech.material import Material
