@@ -16,7 +16,6 @@ import torch
 pytest.importorskip("transformers", reason="the group 'speech' is not installed")
 pytest.importorskip("jiwer", reason="the group 'speech' is not installed")
 
-from ewc_tutorial.path import between
 from ewc_tutorial.speech import worker
 from ewc_tutorial.speech.acceptance import Heard, fault_of, judge, most_it_costs
 from ewc_tutorial.speech.database import SCHEMA, Database
@@ -58,15 +57,6 @@ def test_a_few_unlucky_recordings_prove_no_budget_kept():
     many = heard([0] * 400), heard([1] * 40 + [0] * 360)
     assert few[1].rate == many[1].rate == 0.025
     assert most_it_costs(*few) > 5 > most_it_costs(*many) > 2.5
-
-
-def test_weights_in_between_are_on_the_straight_line():
-    old = {"w": torch.tensor([0.0, 2.0], dtype=torch.float64), "n": torch.tensor(3)}
-    new = {"w": torch.tensor([1.0, 4.0], dtype=torch.float64), "n": torch.tensor(7)}
-    found = between(old, new, 0.25)
-    assert found["w"].tolist() == [0.25, 2.5]
-    assert found["n"] == 7
-    assert torch.equal(between(old, new, 1.0)["w"], new["w"])
 
 
 def path(costs, gains, silent=False):
