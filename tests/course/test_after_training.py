@@ -29,7 +29,7 @@ def test_no_run_of_the_report_chose_its_own_setting():
         (setting, method, *point, seed)
         for setting in rows.setting.unique()
         for method in search.METHODS
-        for point in search.grid(setting, method)
+        for point in search.grid(method)
         for seed in (*search.SEARCH, *search.REPORT)
     }
     assert set(rows[search.KEY].itertuples(index=False, name=None)) == wanted
