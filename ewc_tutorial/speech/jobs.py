@@ -122,8 +122,10 @@ class Jobs:
 
     def put_back(self, job: str) -> None:
         """Note that an attempt was ended in order, with the server, and does not count."""
-        stopped = self.get(job)["results"].get("stopped", 0)
-        self.add_results(job, {"stopped": stopped + 1})
+        row = self.get(job)
+        # A process that was ended before it took the job up has made no attempt.
+        stopped = min(row["results"].get("stopped", 0) + 1, row["attempts"])
+        self.add_results(job, {"stopped": stopped})
 
     def cut_off(self, job: str) -> int:
         """Return how many attempts ended in disorder."""
