@@ -510,28 +510,19 @@ def word_error_rate(text: list[str], heard: list[str]) -> float:
     return errors[-1][-1] / len(text)
 
 
-def promise_kept(steps: list[str]) -> bool:
-    """Return whether a power cut can come at any moment of ``steps`` and break no promise.
+def lam_by_drift(lambdas: Tensor, new: Tensor, drift: Tensor, most: float) -> float:
+    """Return the λ with the least error on the new voice that drifts no further than is allowed.
 
-    The steps are ``write``, ``sync file``, ``rename``, ``sync folder`` and ``answer``. A file must
-    never get its name before its content is on the disk, and no answer may go out before the name
-    is there, too. Every ``write`` begins a temporary file anew, which the later steps are about.
+    Args:
+        lambdas: (L,), in any order.
+        new: (L,), error rate on held-out corrections at each λ.
+        drift: (L,), how often the trained model disagrees with the base model on other sound.
+        most: the drift that is allowed. If every λ drifts further, the largest is the safest.
     """
-    content_safe = renamed = name_safe = False
-    for step in steps:
-        if step == "write":
-            content_safe = renamed = name_safe = False
-        elif step == "sync file":
-            content_safe = True
-        elif step == "rename":
-            if not content_safe:
-                return False
-            renamed = True
-        elif step == "sync folder":
-            name_safe = renamed
-        elif step == "answer" and not name_safe:
-            return False
-    return True
+    allowed = drift <= most
+    if not allowed.any():
+        return lambdas.max().item()
+    return lambdas[allowed][new[allowed].argmin()].item()
 
 
 # --- 11 Forgetting on purpose ---------------------------------------------------------------

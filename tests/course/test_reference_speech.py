@@ -1,4 +1,4 @@
-"""The textbook functions of notebook 10 against PyTorch's CTC loss, jiwer and a simulated disk."""
+"""The textbook functions of notebook 10 against PyTorch's CTC loss, jiwer and plain loops."""
 
 from __future__ import annotations
 
@@ -39,43 +39,16 @@ def test_word_error_rate_is_jiwers():
         assert reference.word_error_rate(text, heard) == pytest.approx(expected)
 
 
-STEPS = ("write", "sync file", "rename", "sync folder", "answer")
-
-
-def kept_on_every_disk(steps: tuple[str, ...]) -> bool:
-    """Follow every disk that a power cut could leave behind.
-
-    Each write is a new version of the file, numbered from 1; version 0 is empty.
-    """
-    version, answered = 0, None
-    complete: set[int] = set()  # versions whose content is on the disk
-    named, names_on_disk = None, {None}  # the version that has the final name; what may be there
-    for step in steps:
-        if step == "write":
-            version += 1
-        elif step == "sync file":
-            complete.add(version)
-        elif step == "rename":
-            named = version
-            names_on_disk = names_on_disk | {named}
-        elif step == "sync folder":
-            names_on_disk = {named}
-        else:
-            answered = version
-        for name in names_on_disk:
-            if name is not None and name not in complete:
-                return False  # half a file has its final name
-            if answered is not None and (name is None or name < answered):
-                return False  # what was promised is not there
-    return True
-
-
-def test_a_promise_is_kept_if_no_disk_that_a_power_cut_can_leave_breaks_it():
-    beginnings = [(), STEPS, STEPS[:3]]
-    kept = 0
-    for start, length in product(beginnings, range(5)):
-        for rest in product(STEPS, repeat=length):
-            steps = (*start, *rest)
-            assert reference.promise_kept(list(steps)) == kept_on_every_disk(steps), steps
-            kept += kept_on_every_disk(steps)
-    assert kept > 100
+def test_the_lam_by_drift_is_found_by_looking_at_one_after_the_other():
+    random = Random(1)
+    for most in (-1.0, 0.2, 0.5, 2.0):
+        rows = [(10.0 ** random.randint(0, 9), random.random(), random.random()) for _ in range(12)]
+        best = None
+        for lam, new, drift in rows:
+            if drift <= most and (best is None or new < best[1]):
+                best = (lam, new)
+        expected = best[0] if best else max(lam for lam, _, _ in rows)
+        columns = (torch.tensor(column) for column in zip(*rows, strict=True))
+        assert reference.lam_by_drift(*columns, most) == pytest.approx(expected)
+    limit = reference.lam_by_drift(*torch.tensor([[3.0, 5.0], [0.1, 0.2], [0.5, 0.4]]), 0.5)
+    assert limit == 3.0, "a drift of exactly what is allowed is allowed"

@@ -2,53 +2,76 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Callable
 from itertools import groupby
 
+import torch
+from torch import Tensor
+
 from ewc_tutorial.course import reference
-from ewc_tutorial.course.exercises.core import Exercise
+from ewc_tutorial.course.exercises.core import Exercise, Prediction, Question
 
 
-def _paths() -> list[tuple[list[int], int]]:
-    return [
+def _paths(seed: int) -> list[tuple[list[int], int]]:
+    """Return paths in which every rule of the collapse matters, and some that are drawn."""
+    draw = random.Random(seed)
+    drawn = [(draw.choices(range(4), k=12), blank) for blank in (0, 2, 3)]
+    fixed = [
         ([0, 3, 3, 0, 0, 5, 5, 5, 0], 0),
         ([4, 4, 0, 4, 2, 2, 0, 2], 0),
-        ([1, 2, 1, 1, 2, 2, 1], 0),
         ([7, 1, 7, 7, 1, 1, 7, 2], 7),
         ([0, 0, 0], 0),
-        ([6], 0),
     ]
+    return fixed + drawn
 
 
-def _sentences() -> list[tuple[list[str], list[str]]]:
+def _sentences(seed: int) -> list[tuple[list[str], list[str]]]:
+    draw = random.Random(seed)
+    words = ["the", "old", "lion", "rests", "in", "sea", "sand"]
+    drawn = [(draw.choices(words, k=k), draw.choices(words, k=16 - k)) for k in (7, 8, 9)]
     pairs = [
-        ("the old lion rests", "the old lion rests"),
-        ("the old lion rests", "the lion rests"),
         ("the old lion rests", "the old red lion rests"),
         ("old lion", "lion old"),
         ("lion", "the lion is old"),
         ("the wind is in the tower", "wind is the winter"),
-        ("sea sand sea", "sand sea sea salt"),
         ("rain hides", ""),
     ]
-    return [(text.split(), heard.split()) for text, heard in pairs]
+    return [(text.split(), heard.split()) for text, heard in pairs] + drawn
 
 
-def _steps() -> list[tuple[list[str]]]:
-    good = ["write", "sync file", "rename", "sync folder", "answer"]
-    return [
-        (good,),
-        (good[:-1],),
-        (["write", "sync file", "rename", "answer", "sync folder"],),
-        (["write", "rename", "sync file", "sync folder", "answer"],),
-        (["write", "rename"],),
-        (["write", "sync file", "sync folder", "rename", "answer"],),
-        (["write", "sync file", "write", "rename", "sync folder", "answer"],),
-        (["write", "sync file", "rename"],),
-        (["write", "answer"],),
-        ([],),
-        (["write", "sync file", "sync folder", "rename", "sync folder", "answer"],),
-    ]
+def _grids(seed: int) -> list[tuple[Tensor, Tensor, Tensor, float]]:
+    """Draw error rates and drifts over seven λ in any order; nothing is allowed in the last case.
+
+    From the third λ on the drift is allowed. Of these the fourth has the least error, the fifth a
+    little more error and less drift, the sixth the least drift; the first has the least error of
+    all.
+    """
+    g = torch.Generator().manual_seed(seed)
+    cases = []
+    for most in (0.3, 0.2, 0.0):
+        order = torch.randperm(7, generator=g)
+        drift = torch.tensor([0.30, 0.25, 0.0, -0.05, -0.13, -0.15, -0.12]) + max(most, 0.25)
+        new = torch.tensor([0.0, 0.1, 0.20, 0.10, 0.14, 0.30, 0.50]) + 0.1 * torch.rand(
+            1, generator=g
+        )
+        new = new + 0.02 * torch.rand(7, generator=g)
+        scale = 1 + torch.rand(1, generator=g)
+        limit = drift[2].item() if most else 0.0
+        cases.append((scale * 10.0**order, new[order], drift[order], limit))
+    return cases
+
+
+def _chosen(score: Callable[..., Tensor]) -> Callable[..., float]:
+    """Return a wrong ``lam_by_drift`` that takes the allowed λ with another least score."""
+
+    def wrong(lambdas: Tensor, new: Tensor, drift: Tensor, most: float) -> float:
+        allowed = drift <= most
+        if not allowed.any():
+            return lambdas.max().item()
+        return lambdas[allowed][score(lambdas, new, drift)[allowed].argmin()].item()
+
+    return wrong
 
 
 def _by_position(text: list[str], heard: list[str]) -> float:
@@ -75,30 +98,7 @@ def _with_changes(
     return wrong
 
 
-def _without_rule(rule: str) -> Callable[[list[str]], bool]:
-    """Return a wrong ``promise_kept`` that does not look at one thing."""
-
-    def wrong(steps: list[str]) -> bool:
-        content, renamed, name = False, False, False
-        for step in steps:
-            if step == "write":
-                content = content and rule == "writes again"
-            elif step == "sync file":
-                content = True
-            elif step == "rename":
-                if not content and rule != "content":
-                    return False
-                renamed = True
-            elif step == "sync folder":
-                name = renamed or rule == "order of folder"
-            elif step == "answer" and not (renamed if rule == "folder" else name):
-                return False
-        return True
-
-    return wrong
-
-
-EXERCISES: dict[str, Exercise] = {
+EXERCISES: dict[str, Question] = {
     "ctc_collapse": Exercise(
         answer=reference.ctc_collapse,
         cases=_paths,
@@ -144,29 +144,42 @@ EXERCISES: dict[str, Exercise] = {
             ),
         },
     ),
-    "promise_kept": Exercise(
-        answer=reference.promise_kept,
-        cases=_steps,
+    "lam_by_drift": Exercise(
+        answer=reference.lam_by_drift,
+        cases=_grids,
         mistakes={
-            "You ask whether all steps are there, not in which order they come.": (
-                lambda steps: len({*steps}) == 5
+            "That is the λ with the least error on the new voice, wherever the old ones are: look "
+            "only at those that drift no further than is allowed.": (
+                lambda lambdas, new, drift, most: lambdas[new.argmin()].item()
             ),
-            "A rename can reach the disk before the content does. After a power cut the name is "
-            "there and the file is empty: sync the file before it gets its name.": (
-                _without_rule("content")
+            "That is the largest λ, the safest of all, where something else is allowed.": (
+                lambda lambdas, new, drift, most: lambdas.max().item()
             ),
-            "The new name stands in the folder, and the folder, too, must be synced before the "
-            "answer goes out.": _without_rule("folder"),
-            "A sync makes safe what was there before it: here the folder is synced too early.": (
-                _without_rule("order of folder")
-            ),
-            "What is written after the sync is not safe: a new write needs a new sync.": (
-                _without_rule("writes again")
-            ),
-            "Without an answer nothing was promised. Only half a file under its final name would "
-            "break a promise then.": (
-                lambda steps: "answer" in steps and reference.promise_kept(steps)
+            "That takes the smallest λ that is allowed. It need not be the one with the least "
+            "error: look at `new`.": _chosen(lambda lambdas, new, drift: lambdas),
+            "That takes the λ that drifts least. What is allowed is allowed: among these the new "
+            "voice decides.": _chosen(lambda lambdas, new, drift: drift),
+            "That weighs the drift a second time. It has done its part when it is small enough.": (
+                _chosen(lambda lambdas, new, drift: new + drift)
             ),
         },
+    ),
+    "frozen_encoder": Prediction(
+        why=(
+            "37 of 100, ten more than with the encoder. What is new in Dora's voice is in the\n"
+            "sound: overtones that fall where other letters have their high tone. The encoder\n"
+            "turns sound into features, so a frozen one leaves more of her words wrong. It does\n"
+            "not leave all of them wrong: much can be mended in the layers above."
+        ),
+        unit=" of 100",
+        mistakes={
+            "That is the error before any training: the layers above the encoder do learn.": (
+                lambda measured: 86.0
+            ),
+            "That would be as good as training everything. But the encoder is what hears her.": (
+                lambda measured: 27.0
+            ),
+        },
+        within=4.0,
     ),
 }
