@@ -18,7 +18,7 @@ def test_a_way_back_begins_at_plain_training_and_ends_at_the_old_weights():
     for method in ("line", "kronecker path"):
         assert row(method, 0.0) == plain
     old, new = row("line", 1e9)
-    assert old > 0.94
+    assert old > 0.9
     assert new < 0.25  # other pixels, and nothing of them was learned
 
 
