@@ -20,7 +20,7 @@ from ewc_tutorial.course.exercises.core import Exercise, Prediction
 FUNCTIONS = {name: e for name, e in EXERCISES.items() if isinstance(e, Exercise)}
 PREDICTIONS = {name: e for name, e in EXERCISES.items() if isinstance(e, Prediction)}
 MISTAKES = [
-    (name, sentence, seed)
+    pytest.param(name, sentence, seed, marks=[pytest.mark.slow] if seed > 1 else [])
     for name, e in FUNCTIONS.items()
     for sentence in e.mistakes
     for seed in (range(4) if e.draws else (0,))
