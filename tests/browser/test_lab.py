@@ -33,7 +33,7 @@ def test_the_first_notebook_runs_and_its_slider_moves(page, open_notebook, scree
 
 def test_an_answer_is_folded_until_it_is_asked_for(page, open_notebook, screenshot):
     open_notebook("00_start_here.ipynb")
-    answer = page.locator(".jp-OutputArea details", has_text=re.compile("Answer")).first
+    answer = page.locator(".jp-OutputArea details", has_text=re.compile("Answer: accuracy")).first
     answer.scroll_into_view_if_needed()
     assert not answer.locator("pre").is_visible()
     answer.locator("summary").click()

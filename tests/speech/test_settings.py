@@ -63,7 +63,7 @@ def test_other_values_are_refused_in_one_sentence(setting, value):
     assert re.fullmatch(r"EWC_SPEECH_[A-Z_]+:? [^\n]+", str(caught.value))
 
 
-def test_the_readme_lists_every_setting():
-    text = (Path(__file__).resolve().parents[2] / "README.md").read_text(encoding="utf-8")
+def test_the_page_lists_every_setting():
+    text = (Path(__file__).resolve().parents[2] / "docs" / "speech.md").read_text(encoding="utf-8")
     missing = [n for n in Settings.model_fields if f"`{n.upper()}`" not in text]
     assert missing == []
