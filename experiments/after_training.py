@@ -61,41 +61,35 @@ def grid(method: str) -> Iterator[tuple[float, float]]:
 
 
 @lru_cache(maxsize=1)
-def _plain_start(setting: str, seed: int) -> tuple[list[Task], list[nn.Module], list[Tensor]]:
-    """Return the tasks, and the network and the state of the batches' order after one and two."""
+def _plain(setting: str, seed: int) -> tuple[list[Task], list[nn.Module], Tensor]:
+    """Return the tasks, the network after one and after both, and the batches' order in between."""
     tasks = permuted_tasks(SETTINGS[setting], seed=seed)
     model, order = mlp(64, [256, 256], 10, seed=seed), as_generator(seed)
     models, states = [], []
-    for task in tasks[:2]:
+    for task in tasks:
         train(model, task, epochs=EPOCHS, lr=LR, generator=order)
         models.append(copy.deepcopy(model))
         states.append(order.get_state())
-    return tasks, models, states
+    return tasks, models, states[0]
 
 
 def run(setting: str, method: str, damping: float, lam: float, seed: int) -> dict[str, Any]:
     """Learn the tasks once and return one row."""
     torch.set_num_threads(1)
     kind, _, way = method.partition(" ")
-    tasks, models, states = _plain_start(setting, seed)
-    model, order = copy.deepcopy(models[0]), torch.Generator()
-    order.set_state(states[0])
+    tasks, (first, both), state = _plain(setting, seed)
+    model, order = copy.deepcopy(first), torch.Generator()
+    order.set_state(state)
     ewc = None if method == "plain" else EWC(model, lam, curvature=CURVATURES[kind])
     if ewc is not None:
         ewc.consolidate(tasks[0])
     try:
-        for task in tasks[1:]:
-            if way == "EWC":
-                train(model, task, epochs=EPOCHS, lr=LR, ewc=ewc, every=10, generator=order)
-            elif task is tasks[1]:  # the same for every λ
-                model.load_state_dict(models[1].state_dict())
-                order.set_state(states[1])
-            else:
-                train(model, task, epochs=EPOCHS, lr=LR, generator=order)
+        if way == "EWC":
+            train(model, tasks[1], epochs=EPOCHS, lr=LR, ewc=ewc, every=10, generator=order)
+        else:  # the same for every λ
+            model.load_state_dict(both.state_dict())
             if ewc is not None:
-                if way != "EWC":
-                    ewc.path(ewc.measure(task), damping).go_(lam)
-                ewc.consolidate(task)
+                ewc.path(ewc.measure(tasks[1]), damping).go_(lam)
         accuracy = accuracies(model, (task.test.tensors for task in tasks))
     except ValueError:  # it diverged
         accuracy = [0.1] * len(tasks)
