@@ -225,8 +225,23 @@ def surface(rows, setting, method, peak):
 def test_the_search_finds_a_peak_and_ends(peak):
     none = pd.DataFrame(columns=referee.COLUMNS).astype({"average_accuracy": float})
     rows = surface(none, "permuted-digits", "exact", peak)
-    assert referee.best_setting(rows, "permuted-digits", "exact") == peak
+    assert referee.ranked(rows, "permuted-digits", "exact", referee.SEARCH)[0] == peak
     assert len(rows) < 2 * 30
+
+
+def test_further_seeds_decide_and_reported_ones_do_not():
+    def row(lam, seed, accuracy):
+        return {"setting": "permuted-digits", "method": "exact", "lr": 1e-3, "lam": lam,
+                "seed": seed, "average_accuracy": accuracy}  # fmt: skip
+
+    rows = pd.DataFrame(
+        [row(lam, 100, luck) for lam, luck in ((1.0, 0.9), (10.0, 0.8), (100.0, 0.7))]
+        + [row(1.0, 102, 0.5), row(10.0, 102, 0.6)]
+        + [row(1.0, 0, 0.99), row(100.0, 0, 0.99), row(10.0, 0, 0.4)]
+    )
+    found = referee.report_of(rows, "permuted-digits", "exact")
+    assert list(found.lam) == [10.0]
+    assert list(found.average_accuracy) == [0.4]
 
 
 @pytest.mark.parametrize("setting", ["permuted-digits", "split-digits"])
