@@ -27,6 +27,7 @@ every method run on six further seeds, 102 to 107, and these alone decide. This 
 after a first report, on the seeds 0 to 4, had been seen; it is the same for all methods, and the
 report then got the seeds 5 to 9 as well. MNIST has no such round, and three reported seeds.
 
+Many methods take the largest learning rate there is: what a larger one would do is not known.
 Reported seeds count from 0 and choose nothing. Every finished run is a row, so the script can be
 stopped and goes on where it was.
 
@@ -319,8 +320,9 @@ def show() -> None:
     """Print each method's report and its difference from the exact Fisher diagonal, paired."""
     rows = pd.read_csv(ROWS)
     for setting, mine in rows.groupby("setting", sort=False):
-        ready = [m for m in METHODS if (mine[mine.method == m].seed < SEARCH[0]).any()]
-        reports = {method: report_of(rows, str(setting), method) for method in ready}
+        known = [m for m in METHODS if (mine[mine.method == m].seed < SEARCH[0]).any()]
+        found = {method: report_of(rows, str(setting), method) for method in known}
+        reports = {method: report for method, report in found.items() if len(report)}
         for method, report in reports.items():
             mean, sem = report.average_accuracy.mean(), report.average_accuracy.sem()
             gain = (report.average_accuracy - reports["exact"].average_accuracy).dropna()

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from ewc_tutorial import EWC
-from ewc_tutorial.course import importances, mlp, train
+from ewc_tutorial.course import importances, mlp, tables, train
 from ewc_tutorial.course.scenarios import ScenarioNet
 from ewc_tutorial.fisher import fisher_diagonal
 from experiments import importances as referee
@@ -278,3 +278,19 @@ def test_a_split_setting_protects_what_tasks_share_and_no_head():
     net = referee.network("split-digits", 0)
     assert isinstance(net, ScenarioNet)
     assert all(name.startswith("backbone") for name in referee.penalty_of("SI", net, 1.0).names)
+
+
+@pytest.mark.parametrize("setting", list(referee.SETTINGS))
+def test_the_table_holds_what_the_search_asked_for_and_every_reported_seed(setting):
+    rows = tables.load("importances")
+    s = referee.SETTINGS[setting]
+    for method in referee.METHODS:
+        mine = rows[(rows.setting == setting) & (rows.method == method)]
+        have = set(mine[["lr", "lam", "seed"]].itertuples(index=False, name=None))
+        asked = referee.wanted(rows, setting, method)
+        assert {(*cell, seed) for cell in asked for seed in referee.SEARCH} <= have
+        if s.decide:
+            last = referee.ranked(rows, setting, method, referee.SEARCH)[: referee.FINALISTS]
+            assert {(*cell, seed) for cell in last for seed in referee.DECIDE} <= have
+        assert list(referee.report_of(rows, setting, method).index) == list(range(s.report))
+    assert not rows.duplicated(referee.KEY).any()
