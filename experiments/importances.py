@@ -237,7 +237,7 @@ def wanted(rows: pd.DataFrame, setting: str, method: str) -> list[tuple[float, f
     rates = SETTINGS[setting].rates
     if method not in START:
         return [(lr, 0.0) for lr in rates]
-    search = rows[(rows.setting == setting) & (rows.method == method) & (rows.seed >= SEARCH[0])]
+    search = rows[(rows.setting == setting) & (rows.method == method) & rows.seed.isin(SEARCH)]
     means = search.groupby(["lr", "lam"]).average_accuracy.mean().to_dict()
     middle, first = rates[len(rates) // 2], START[method]
 
