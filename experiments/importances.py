@@ -272,25 +272,16 @@ def search(setting: str, methods: list[str], workers: int) -> None:
     def stored() -> pd.DataFrame:
         return pd.read_csv(ROWS) if ROWS.exists() else pd.DataFrame(columns=COLUMNS)
 
-    def missing() -> int:
-        jobs = [
-            (setting, method, *point, seed)
-            for method in methods
-            for point in wanted(stored(), setting, method)
-            for seed in SEARCH
-        ]
-        return stored_rows.run_missing(ROWS, run, jobs, KEY, COLUMNS, workers)
-
-    def do(seeds: Any, settings_of: Callable[[str], list[tuple[float, float]]]) -> None:
+    def do(seeds: Any, settings_of: Callable[[str], list[tuple[float, float]]]) -> int:
         jobs = [
             (setting, method, *point, seed)
             for method in methods
             for point in settings_of(method)
             for seed in seeds
         ]
-        stored_rows.run_missing(ROWS, run, jobs, KEY, COLUMNS, workers)
+        return stored_rows.run_missing(ROWS, run, jobs, KEY, COLUMNS, workers)
 
-    while missing():
+    while do(SEARCH, lambda method: wanted(stored(), setting, method)):
         pass
     if SETTINGS[setting].decide:
         do(DECIDE, lambda method: ranked(stored(), setting, method, SEARCH)[:FINALISTS])

@@ -28,7 +28,7 @@ class Plan:
     """
 
     lam: float = 100.0
-    steps: int = 150
+    steps: int = USUAL_STEPS
     batch_size: int = 8
     learning_rate: float = 3e-5
     fisher_samples: int = 200

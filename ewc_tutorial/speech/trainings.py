@@ -50,7 +50,7 @@ class Trainings:
         self._corrections = corrections
         self._models = models
         self._serving = serving
-        self._turn = threading.Lock()
+        self._turn = threading.RLock()
         self.runner = Runner(settings, jobs, self.go_on)
 
     def request(self, wish: TrainRequest) -> str:
@@ -63,15 +63,16 @@ class Trainings:
             OSError: its process cannot be started.
         """
         self._check(wish)
-        self.runner.give_up_the_dead()
-        waiting = self._jobs.waiting()
-        for row in waiting:
-            if row["options"]["wish"] == wish.model_dump():
-                return row["id"]
-        if len(waiting) >= MAX_WAITING:
-            raise RefusedError(f"{MAX_WAITING} trainings are waiting: try again later.", 503)
-        job = self._jobs.create(*self._settled(wish, 1))
-        self._start_next()
+        with self._turn:  # whoever comes meanwhile would not see this one, or give it up for dead
+            self.runner.give_up_the_dead()
+            waiting = self._jobs.waiting()
+            for row in waiting:
+                if row["options"]["wish"] == wish.model_dump():
+                    return row["id"]
+            if len(waiting) >= MAX_WAITING:
+                raise RefusedError(f"{MAX_WAITING} trainings are waiting: try again later.", 503)
+            job = self._jobs.create(*self._settled(wish, 1))
+            self._start_next()
         return job
 
     def recover(self) -> None:

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -101,6 +102,34 @@ def test_trainings_wait_for_their_turn(service, processes, new_speech):
     fourth = service.trainings.request(TrainRequest())
     wait_for(lambda: service.jobs.unfinished() == fourth)
     assert states(service) == ["cancelled", "done", "cancelled", "queued"]
+
+
+def slowed(function):
+    def slow(*args, **options):
+        result = function(*args, **options)
+        time.sleep(0.3)
+        return result
+
+    return slow
+
+
+def test_a_request_does_not_give_up_a_training_that_is_about_to_begin(service, monkeypatch):
+    monkeypatch.setattr(service.jobs, "queue", slowed(service.jobs.queue))
+    with ThreadPoolExecutor() as pool:
+        first = pool.submit(service.trainings.request, TrainRequest())
+        wait_for(service.jobs.unfinished)
+        service.trainings.request(TrainRequest(lam=1))
+        first.result()
+    assert states(service) == ["queued", "waiting"]
+
+
+def test_the_same_request_twice_at_once_is_one_training(service, monkeypatch):
+    service.trainings.request(TrainRequest())
+    monkeypatch.setattr(service.jobs, "waiting", slowed(service.jobs.waiting))
+    with ThreadPoolExecutor() as pool:
+        jobs = set(pool.map(service.trainings.request, [TrainRequest(lam=1)] * 2))
+    assert len(jobs) == 1
+    assert states(service) == ["queued", "waiting"]
 
 
 def test_the_line_of_trainings_has_an_end(service, monkeypatch):
