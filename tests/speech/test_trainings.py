@@ -40,7 +40,10 @@ def processes(monkeypatch):
 
     monkeypatch.setattr(runner.subprocess, "Popen", start)
     monkeypatch.setattr(runner, "PAUSE_SECONDS", 0.05)
+    # Tests that run in the background of a shell ignore SIGINT, and so would these processes.
+    interrupt = signal.signal(signal.SIGINT, signal.default_int_handler)
     yield started
+    signal.signal(signal.SIGINT, interrupt)
     for process in started:
         process.kill()
         process.wait()
