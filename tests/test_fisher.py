@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from contextlib import suppress
 from types import SimpleNamespace
 
 import pytest
@@ -13,6 +14,7 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
 
 from ewc_tutorial.course.models import mlp
 from ewc_tutorial.fisher import Categorical, Gaussian, explain_fisher, fisher_diagonal
+from ewc_tutorial.fisher.undisturbed import _full_precision
 
 
 def make_data(n=23, features=6, classes=4, seed=0, dtype=torch.float32):
@@ -886,6 +888,20 @@ def test_progress_is_silent_when_short_and_shown_when_long(model, capsys, monkey
     assert capsys.readouterr().err == ""
     fisher_diagonal(model, slow(), progress=True)
     assert "Fisher" in capsys.readouterr().err
+
+
+def test_the_precision_of_a_gpu_is_afterwards_as_it_was():
+    before = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
+    try:
+        torch.set_float32_matmul_precision("high")
+        with suppress(ZeroDivisionError), _full_precision():
+            assert torch.get_float32_matmul_precision() == "highest"
+            assert not torch.backends.cudnn.allow_tf32
+            raise ZeroDivisionError
+        assert torch.get_float32_matmul_precision() == "high"
+        assert torch.backends.cudnn.allow_tf32 == before[1]
+    finally:
+        torch.set_float32_matmul_precision(before[0])
 
 
 @pytest.mark.gpu
