@@ -890,18 +890,22 @@ def test_progress_is_silent_when_short_and_shown_when_long(model, capsys, monkey
     assert "Fisher" in capsys.readouterr().err
 
 
+@pytest.mark.skipif(
+    not hasattr(torch.backends.cuda.matmul, "fp32_precision"), reason="since PyTorch 2.9"
+)
 def test_the_precision_of_a_gpu_is_afterwards_as_it_was():
-    before = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
+    matmul, conv = torch.backends.cuda.matmul, torch.backends.cudnn.conv
+    before = torch.get_float32_matmul_precision()
     try:
         torch.set_float32_matmul_precision("high")
+        assert (matmul.fp32_precision, conv.fp32_precision) == ("tf32", "tf32")
         with suppress(ZeroDivisionError), _full_precision():
-            assert torch.get_float32_matmul_precision() == "highest"
-            assert not torch.backends.cudnn.allow_tf32
+            assert (matmul.fp32_precision, conv.fp32_precision) == ("ieee", "ieee")
             raise ZeroDivisionError
+        assert (matmul.fp32_precision, conv.fp32_precision) == ("tf32", "tf32")
         assert torch.get_float32_matmul_precision() == "high"
-        assert torch.backends.cudnn.allow_tf32 == before[1]
     finally:
-        torch.set_float32_matmul_precision(before[0])
+        torch.set_float32_matmul_precision(before)
 
 
 @pytest.mark.gpu
