@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from contextlib import suppress
 from types import SimpleNamespace
 
 import pytest
@@ -13,6 +14,7 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
 
 from ewc_tutorial.course.models import mlp
 from ewc_tutorial.fisher import Categorical, Gaussian, explain_fisher, fisher_diagonal
+from ewc_tutorial.fisher.undisturbed import _full_precision
 
 
 def make_data(n=23, features=6, classes=4, seed=0, dtype=torch.float32):
@@ -886,6 +888,24 @@ def test_progress_is_silent_when_short_and_shown_when_long(model, capsys, monkey
     assert capsys.readouterr().err == ""
     fisher_diagonal(model, slow(), progress=True)
     assert "Fisher" in capsys.readouterr().err
+
+
+@pytest.mark.skipif(
+    not hasattr(torch.backends.cuda.matmul, "fp32_precision"), reason="since PyTorch 2.9"
+)
+def test_the_precision_of_a_gpu_is_afterwards_as_it_was():
+    matmul, conv = torch.backends.cuda.matmul, torch.backends.cudnn.conv
+    before = torch.get_float32_matmul_precision()
+    try:
+        torch.set_float32_matmul_precision("high")
+        assert (matmul.fp32_precision, conv.fp32_precision) == ("tf32", "tf32")
+        with suppress(ZeroDivisionError), _full_precision():
+            assert (matmul.fp32_precision, conv.fp32_precision) == ("ieee", "ieee")
+            raise ZeroDivisionError
+        assert (matmul.fp32_precision, conv.fp32_precision) == ("tf32", "tf32")
+        assert torch.get_float32_matmul_precision() == "high"
+    finally:
+        torch.set_float32_matmul_precision(before)
 
 
 @pytest.mark.gpu

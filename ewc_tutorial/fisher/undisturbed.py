@@ -30,6 +30,8 @@ def undisturbed(model: nn.Module) -> Iterator[None]:
         stack.enter_context(torch.inference_mode(False))
         stack.enter_context(torch.enable_grad())
         stack.enter_context(torch.random.fork_rng(devices=[device.index for device in devices]))
+        if devices:
+            stack.enter_context(_full_precision())
         if any(isinstance(module, nn.RNNBase) for module in model.modules()):
             stack.enter_context(_recurrent_layers_step_by_step())
         for kind in {parameter.device.type for parameter in model.parameters()}:
@@ -64,6 +66,28 @@ def undisturbed(model: nn.Module) -> Iterator[None]:
                     module._buffers[name] = buffer
                     if buffer is not None and value is not None and not torch.equal(buffer, value):
                         buffer.copy_(value)
+
+
+@contextmanager
+def _full_precision() -> Iterator[None]:
+    """Let a GPU multiply in float32 what is in float32.
+
+    By default convolutions round to the ten bits of TensorFloat-32, in ways that depend on the
+    size of the batch: samples would seem to influence each other.
+    """
+    matmul, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
+    if hasattr(matmul, "fp32_precision"):  # since PyTorch 2.9, where the older names may raise
+        switches = [(part, "fp32_precision", "ieee") for part in (matmul, cudnn.conv, cudnn.rnn)]
+    else:
+        switches = [(part, "allow_tf32", False) for part in (matmul, cudnn)]
+    before = [getattr(part, name) for part, name, _ in switches]
+    try:
+        for switch in switches:
+            setattr(*switch)
+        yield
+    finally:
+        for (part, name, _), value in zip(switches, before, strict=True):
+            setattr(part, name, value)
 
 
 def _that_change_with_their_mode(model: nn.Module) -> set[nn.Module]:
