@@ -1,10 +1,10 @@
 """A diagonal in three bytes per weight: S in one, μ in two or in a file.
 
-Importance need not be exact: at the best λ the penalty hardly changes when every S is off by a few
-hundredths in either direction, so long as it is right in the mean (see ``minifloat.py``). The
-anchor has to be, since its error moves weights. Rounded to half precision it costs what rounding
-the model does, at most λ/2 Σ S (u μ)² with u = 2⁻¹¹ for float16, and nothing for a model that is
-in half precision itself.
+The error of S is random and right in the mean (see ``minifloat.py``): a penalty sums it over all
+weights, where it mostly cancels. What it does to results is in ``experiments/compact_state.py``.
+The error of the anchor moves weights, so it is smaller. Rounded to half precision it costs what
+rounding the model does, at most λ/2 Σ S (u μ)² with u = 2⁻¹¹ for float16, and nothing for a model
+that is in half precision itself.
 """
 
 from __future__ import annotations
