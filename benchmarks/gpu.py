@@ -17,7 +17,7 @@ import argparse
 import copy
 import gc
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -420,6 +420,46 @@ def allocated() -> int:
 PARTS = {"fisher": fisher_rows, "step": step_rows, "sweep": sweep_rows, "state": state_rows}
 
 
+#: What each part's table shows: columns that say what, and those that say how much.
+SHOWN = {
+    "fisher": ("model method estimator n", "multiple ms_per_1000 peak_mb plain_peak_mb error"),
+    "step": ("model optimizer way", "multiple ms_per_step"),
+    "sweep": ("members", "multiple seconds largest_difference"),
+    "state": ("model form", "bytes_per_weight multiple ms_per_step"),
+}
+
+
+def row_of(cells: Iterable[str]) -> str:
+    return f"| {' | '.join(cells)} |"
+
+
+def text(value: Any) -> str:
+    if not isinstance(value, float):
+        return str(value)
+    return "" if value != value else f"{value:.0f}" if value >= 100 else f"{value:.2g}"
+
+
+def markdown(folder: Path) -> str:
+    """Return the tables of all parts that have been measured."""
+    lines = [
+        "# On a GPU",
+        "",
+        "`python -m benchmarks.gpu` makes these tables. `multiple`: time as a multiple of a plain "
+        "pass over the same data in batches of 128 (4 for GPT-2), of a plain step, or of one "
+        "training run. Memory is the rise of the peak over what lies there before.",
+    ]
+    for part, (what, how_much) in SHOWN.items():
+        path = folder / f"gpu_{part}.csv"
+        if not path.exists():
+            continue
+        table = pd.read_csv(path)
+        columns = [*what.split(), *how_much.split()]
+        lines += ["", f"## {part}", "", f"{table.device[0]}, PyTorch {table.torch[0]}", ""]
+        lines += [row_of(columns), row_of(["---"] * len(columns))]
+        lines += [row_of(map(text, row)) for row in table[columns].itertuples(index=False)]
+    return "\n".join(lines) + "\n"
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--only", nargs="+", choices=PARTS, default=list(PARTS))
@@ -435,6 +475,8 @@ def main() -> None:
             print({k: round(v, 4) if isinstance(v, float) else v for k, v in row.items()})
             table = pd.DataFrame(rows)
             table.to_csv(options.out / f"gpu_{part}.csv", index=False, float_format="%.4g")
+
+    (options.out / "gpu.md").write_text(markdown(options.out))
 
 
 if __name__ == "__main__":
