@@ -53,6 +53,7 @@ from torch.utils.data import TensorDataset
 
 from ewc_tutorial import EWC
 from ewc_tutorial.course import importances, mlp, permuted_tasks, split_tasks, tables, train
+from ewc_tutorial.course.referee import DECIDE, SEARCH, best_setting, ranked, report
 from ewc_tutorial.course.scenarios import ScenarioNet, joint_problem, scenario_accuracies
 from ewc_tutorial.course.tasks import Task, joined
 from ewc_tutorial.course.training import accuracies, batches
@@ -63,9 +64,8 @@ from experiments import stored_rows
 ROWS = tables.path("importances")
 KEY = ["setting", "method", "lr", "lam", "seed"]
 COLUMNS = [*KEY, "average_accuracy", "old", "new", "seconds"]
-SEARCH = (100, 101)
-#: Seeds that decide between the best settings of the search, and how many of these there are.
-DECIDE, FINALISTS = range(102, 108), 3
+#: How many of the best settings of the search run on the seeds that decide.
+FINALISTS = 3
 
 
 @dataclass(frozen=True)
@@ -272,6 +272,10 @@ def search(setting: str, methods: list[str], workers: int) -> None:
     def stored() -> pd.DataFrame:
         return pd.read_csv(ROWS) if ROWS.exists() else pd.DataFrame(columns=COLUMNS)
 
+    def of(method: str) -> pd.DataFrame:
+        rows = stored()
+        return rows[(rows.setting == setting) & (rows.method == method)]
+
     def do(seeds: Any, settings_of: Callable[[str], list[tuple[float, float]]]) -> int:
         jobs = [
             (setting, method, *point, seed)
@@ -284,43 +288,15 @@ def search(setting: str, methods: list[str], workers: int) -> None:
     while do(SEARCH, lambda method: wanted(stored(), setting, method)):
         pass
     if SETTINGS[setting].decide:
-        do(DECIDE, lambda method: ranked(stored(), setting, method, SEARCH)[:FINALISTS])
-    do(range(SETTINGS[setting].report), lambda method: [best_setting(stored(), setting, method)])
-
-
-def ranked(rows: pd.DataFrame, setting: str, method: str, seeds: Any) -> list[tuple[float, float]]:
-    """Return learning rates and λ by their mean over these seeds, the best first."""
-    mine = rows[(rows.setting == setting) & (rows.method == method) & rows.seed.isin(seeds)]
-    means = mine.groupby(["lr", "lam"]).average_accuracy.mean()
-    return list(means.sort_values(ascending=False, kind="stable").index)
-
-
-def best_setting(rows: pd.DataFrame, setting: str, method: str) -> tuple[float, float]:
-    """Return the learning rate and λ that the seeds which decide prefer."""
-    return ranked(rows, setting, method, DECIDE if SETTINGS[setting].decide else SEARCH)[0]
-
-
-def report_of(rows: pd.DataFrame, setting: str, method: str) -> pd.DataFrame:
-    """Return the reported runs of a method at its setting, one per seed."""
-    lr, lam = best_setting(rows, setting, method)
-    mine = rows[(rows.setting == setting) & (rows.method == method) & (rows.seed < SEARCH[0])]
-    return mine[(mine.lr == lr) & (mine.lam == lam)].set_index("seed").sort_index()
+        do(DECIDE, lambda method: ranked(of(method), SEARCH)[:FINALISTS])
+    do(range(SETTINGS[setting].report), lambda method: [best_setting(of(method))])
 
 
 def show() -> None:
     """Print each method's report and its difference from the exact Fisher diagonal, paired."""
     rows = pd.read_csv(ROWS)
-    for setting, mine in rows.groupby("setting", sort=False):
-        known = [m for m in METHODS if (mine[mine.method == m].seed < SEARCH[0]).any()]
-        found = {method: report_of(rows, str(setting), method) for method in known}
-        reports = {method: report for method, report in found.items() if len(report)}
-        for method, report in reports.items():
-            mean, sem = report.average_accuracy.mean(), report.average_accuracy.sem()
-            gain = (report.average_accuracy - reports["exact"].average_accuracy).dropna()
-            print(
-                f"{setting:16} {method:18} η {report.lr.iloc[0]:<6g} λ {report.lam.iloc[0]:<8g} "
-                f"{mean:.4f} ± {sem:.4f}  − exact: {gain.mean():+.4f} ± {gain.sem():.4f}"
-            )
+    for setting in rows.setting.unique():
+        print(setting, report(rows, setting).round(4).to_string(), sep="\n")
 
 
 def main() -> None:

@@ -695,3 +695,31 @@ def kronecker_step(
     rotated = U_g.T @ (W - anchor) @ U_a
     rotated = rotated / (1 + lr * lam * torch.outer(g, a))
     return anchor + U_g @ rotated @ U_a.T
+
+
+# --- 14 Which importance? -------------------------------------------------------------------
+
+
+def path_importance(gradients: list[Tensor], weights: list[Tensor], damping: float) -> Tensor:
+    """Return how much each weight has brought the loss down, over how far it has gone (SI).
+
+    ``gradients`` has one ``(P,)`` per step, taken before it; ``weights`` one more, the start first.
+    """
+    gain = torch.zeros_like(weights[0])
+    for t, g in enumerate(gradients):
+        gain -= g * (weights[t + 1] - weights[t])
+    distance = weights[-1] - weights[0]
+    return (gain / (distance**2 + damping)).clamp(min=0)
+
+
+def held_against(
+    a_search: Tensor, a_report: Tensor, b_search: Tensor, b_report: Tensor
+) -> tuple[float, float]:
+    """Return by how much method a beats b on the reported seeds, and the standard error of that.
+
+    Each is ``(settings, seeds)`` of accuracies: rows are learning rates and λ, columns are seeds,
+    the same for a and b. Each method has the setting that is best on the seeds of its search.
+    """
+    a = a_report[a_search.mean(1).argmax()]
+    b = b_report[b_search.mean(1).argmax()]
+    return paired_difference(a.tolist(), b.tolist())

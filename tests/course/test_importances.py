@@ -12,6 +12,7 @@ from torch import nn
 
 from ewc_tutorial import EWC
 from ewc_tutorial.course import importances, mlp, tables, train
+from ewc_tutorial.course.referee import REPORTED, runs_of
 from ewc_tutorial.course.scenarios import ScenarioNet
 from ewc_tutorial.fisher import fisher_diagonal
 from experiments import importances as referee
@@ -225,7 +226,7 @@ def surface(rows, setting, method, peak):
 def test_the_search_finds_a_peak_and_ends(peak):
     none = pd.DataFrame(columns=referee.COLUMNS).astype({"average_accuracy": float})
     rows = surface(none, "permuted-digits", "exact", peak)
-    assert referee.ranked(rows, "permuted-digits", "exact", referee.SEARCH)[0] == peak
+    assert referee.ranked(rows, referee.SEARCH)[0] == peak
     assert len(rows) < 2 * 30
 
 
@@ -239,7 +240,7 @@ def test_further_seeds_decide_and_reported_ones_do_not():
         + [row(1.0, 102, 0.5), row(10.0, 102, 0.6)]
         + [row(1.0, 0, 0.99), row(100.0, 0, 0.99), row(10.0, 0, 0.4)]
     )
-    found = referee.report_of(rows, "permuted-digits", "exact")
+    found = runs_of(rows, REPORTED)
     assert list(found.lam) == [10.0]
     assert list(found.average_accuracy) == [0.4]
 
@@ -290,7 +291,7 @@ def test_the_table_holds_what_the_search_asked_for_and_every_reported_seed(setti
         asked = referee.wanted(rows, setting, method)
         assert {(*cell, seed) for cell in asked for seed in referee.SEARCH} <= have
         if s.decide:
-            last = referee.ranked(rows, setting, method, referee.SEARCH)[: referee.FINALISTS]
+            last = referee.ranked(mine, referee.SEARCH)[: referee.FINALISTS]
             assert {(*cell, seed) for cell in last for seed in referee.DECIDE} <= have
-        assert list(referee.report_of(rows, setting, method).index) == list(range(s.report))
+        assert list(runs_of(mine, REPORTED).index) == list(range(s.report))
     assert not rows.duplicated(referee.KEY).any()

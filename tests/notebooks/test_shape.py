@@ -35,7 +35,7 @@ def prose(notebook) -> str:
 
 
 def test_the_course_has_its_notebooks():
-    assert [int(path.name[:2]) for path in NOTEBOOKS] == list(range(14))
+    assert [int(path.name[:2]) for path in NOTEBOOKS] == list(range(15))
 
 
 def test_each_notebook_leads_to_the_next_and_the_first_to_all():

@@ -22,6 +22,7 @@ CHAPTERS = (
     "unlearning",
     "reproduction",
     "beyond",
+    "referee",
 )
 
 EXERCISES: dict[str, Question] = {}

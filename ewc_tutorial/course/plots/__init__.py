@@ -84,6 +84,7 @@ from ewc_tutorial.course.plots.penalty import (
     trade_off,
     two_bowls,
 )
+from ewc_tutorial.course.plots.referee import paired_gains
 from ewc_tutorial.course.plots.reproduction import forest, lambda_choice
 from ewc_tutorial.course.plots.scenarios import answered_tasks, logit_paths, recovery, scenario_dots
 from ewc_tutorial.course.plots.speech import (
@@ -173,6 +174,7 @@ __all__ = [
     "orders",
     "overlap_by_layer",
     "paired_dots",
+    "paired_gains",
     "paths_of_programs",
     "penalised_bowl",
     "penalty_traces",
