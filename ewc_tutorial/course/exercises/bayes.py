@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ewc_tutorial.course import reference
-from ewc_tutorial.course.exercises.core import Exercise
+from ewc_tutorial.course.exercises.core import AUTOGRAD, Exercise
 
 
 def _numbers(seed: int) -> torch.Generator:
@@ -181,6 +181,7 @@ EXERCISES: dict[str, Exercise] = {
     "laplace_precision": Exercise(
         answer=reference.laplace_precision,
         cases=_posteriors,
+        forbidden=AUTOGRAD,
         mistakes={
             "The data's part is a mean over the samples. A posterior multiplies likelihoods, so "
             "its precision needs the sum: N times as much.": _precision_of_mean,
