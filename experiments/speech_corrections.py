@@ -8,8 +8,9 @@ learns from 40 corrections of the new speaker in several ways. A row per run goe
 the table ``speech_corrections`` as soon as it is done; what is there is not run again. The
 word error rates are those on 120 recordings of old speakers and 80 of the new one, made for this
 and used for nothing else. What is "drawn back" is a trained model on the straight line from its
-base, at ``fraction`` of the way, all parts of it from one training. All rows of a seed must come
-from one kind of machine.
+base, at ``fraction`` of the way, all parts of it from one training; what is "drawn back by F" went
+along :meth:`EWC.path <ewc_tutorial.ewc.EWC.path>` instead, where ``lam`` is the point of the way.
+All rows of a seed must come from one kind of machine.
 ``replay`` is the share of each batch that is old speech, from all 100 old recordings; "old speech
 mixed in" adds 40 of them to the corrections. Takes about two minutes for each seed on one idle
 core.
@@ -18,6 +19,7 @@ core.
 from __future__ import annotations
 
 import argparse
+import copy
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -27,10 +29,19 @@ import pandas as pd
 import torch
 
 from ewc_tutorial.course import tables
-from ewc_tutorial.path import between
+from ewc_tutorial.ewc import EWC
+from ewc_tutorial.huggingface import sequence_fisher
+from ewc_tutorial.path import WeightPath, between
 from ewc_tutorial.speech.base import train_tiny
-from ewc_tutorial.speech.learning import Plan, Recording, evaluate, learn
+from ewc_tutorial.speech.learning import (
+    Plan,
+    Recording,
+    evaluate,
+    learn,
+    measure_importance,
+)
 from ewc_tutorial.speech.recogniser import Recogniser
+from ewc_tutorial.speech.samples import Samples
 from ewc_tutorial.speech.synthetic import (
     NEW_SPEAKER,
     OLD_SPEAKERS,
@@ -58,7 +69,10 @@ RUNS = (
     + [("LoRA", "old", replace(PLAN, lam=lam, lora_rank=4)) for lam in (0.0, 100.0, 1000.0)]
 )
 #: Which of them are drawn back, and with which λ.
-DRAWN_BACK = {"plain": (0.0,), "EWC": (10.0,), "replay": (0.0,)}
+DRAWN_BACK = {"plain": (0.0,), "EWC": (10.0,), "replay": (0.0,), "EWC and replay": (10.0,)}
+#: How the plain one is drawn back by F, the form that F is kept in, and the points of the way.
+BY_FISHER = {"drawn back by F": "diagonal", "drawn back by Kronecker factors": "kronecker"}
+WAY = (1.0, 10.0, 100.0, 1000.0)
 
 
 def spoken(speakers: tuple[Speaker, ...], n: int, seed: int) -> list[Recording]:
@@ -77,25 +91,50 @@ def material(seed: int) -> tuple[list[Recording], ...]:
     )
 
 
-def fractions(name: str, plan: Plan) -> tuple[float, ...]:
-    """Return the parts of the way at which a run is measured, the end first."""
-    return (1.0, *(FRACTIONS if plan.lam in DRAWN_BACK.get(name, ()) else ()))
+def way_back(
+    recogniser: Recogniser,
+    start: dict[str, torch.Tensor],
+    curvature: str,
+    old: list[Recording],
+    new: list[Recording],
+    plan: Plan,
+) -> WeightPath:
+    """Return the way from the trained weights to those at the start, by the F of old and new."""
+    end = copy.deepcopy(recogniser.model.state_dict())
+    recogniser.model.load_state_dict(start)
+    ewc = EWC(recogniser.model, curvature=curvature)
+    measure_importance(recogniser, ewc, old, plan)
+    recogniser.model.load_state_dict(end)
+    fisher = ewc.measure(
+        Samples(recogniser, [(sound, None) for sound, _ in new]),
+        "sampled",
+        fisher=sequence_fisher,
+        collate=recogniser.collate,
+        batch_size=8,
+        generator=plan.seed,
+    )
+    return ewc.path(fisher)
 
 
-def called(name: str, fraction: float) -> str:
-    """Return what a run is called in the table."""
-    return name if fraction == 1.0 else f"{name}, drawn back"
+def points(name: str, plan: Plan) -> list[tuple[str, float, float]]:
+    """Return what is measured of a training: how it is called, its λ, the part of the way."""
+    found = [(name, plan.lam, 1.0)]
+    if plan.lam in DRAWN_BACK.get(name, ()):
+        found += [(f"{name}, drawn back", plan.lam, fraction) for fraction in FRACTIONS]
+    if name == "plain":
+        found += [(f"{name}, {how}", lam, 1.0) for how in BY_FISHER for lam in WAY]
+    return found
 
 
-def missing(seed: int) -> Iterator[tuple[str, str, Plan, list[float]]]:
-    """Yield the runs of a seed with the parts of the way that are not in the table."""
+def missing(seed: int) -> Iterator[tuple[str, str, Plan, list[tuple[str, float, float]]]]:
+    """Yield the trainings of a seed with their points that are not in the table."""
     table = pd.read_csv(TABLE) if TABLE.exists() else pd.DataFrame(columns=COLUMNS)
     have = set(table[KEY].itertuples(index=False, name=None))
     for name, source, plan in RUNS:
         wanted = [
-            fraction
-            for fraction in fractions(name, plan)
-            if (seed, called(name, fraction), plan.lam, plan.replay, fraction) not in have
+            (called, lam, fraction)
+            for called, lam, fraction in points(name, plan)
+            if (seed, called, lam, plan.replay, fraction) not in have
         ]
         if wanted:
             yield name, source, plan, wanted
@@ -138,11 +177,19 @@ def run_seed(seed: int) -> None:
                 new,
                 replace(plan, seed=seed, checkpoint_every=10**6),
             )
-            end = {n: weight.clone() for n, weight in recogniser.model.state_dict().items()}
-            for fraction in wanted:
-                recogniser.model.load_state_dict(between(start, end, fraction))
+            end = copy.deepcopy(recogniser.model.state_dict())
+            ways: dict[str, WeightPath] = {}
+            for called, lam, fraction in wanted:
+                how = called.removeprefix(f"{name}, ")
+                if how in BY_FISHER:
+                    if how not in ways:
+                        recogniser.model.load_state_dict(end)
+                        ways[how] = way_back(recogniser, start, BY_FISHER[how], old, new, plan)
+                    ways[how].go_(lam)
+                else:
+                    recogniser.model.load_state_dict(between(start, end, fraction))
                 rates = (*before, evaluate(recogniser, old_tests), evaluate(recogniser, new_tests))
-                row = [seed, called(name, fraction), plan.lam, plan.replay, fraction]
+                row = [seed, called, lam, plan.replay, fraction]
                 row += [round(rate, 4) for rate in rates]
                 stored_rows.append(TABLE, [dict(zip(COLUMNS, row, strict=True))])
                 print(*row, flush=True)
