@@ -13,7 +13,8 @@ From the outside in:
 * ``settings``: all from environment variables ``EWC_SPEECH_…``;
 * ``corrections``, ``jobs``, ``versions``: what is kept on disk, each safe against a kill at any
   time, by means of ``database`` (and the package's ``files``);
-* ``runner``, ``worker``: a training is a process of its own; ``material`` is what it works with,
+* ``trainings``: which runs when; ``runner``, ``worker``: each is a process of its own; ``plan``,
+  ``estimate``: its numbers, its time; ``material`` is what it works with,
   ``acceptance`` decides what of it is served;
 * ``learning``, ``training``, ``samples``, ``recogniser``, ``audio``: the pipeline itself, which
   knows nothing of HTTP;

@@ -1,4 +1,4 @@
-"""The trainings: one row each, and at most one that is not finished."""
+"""The trainings: one row each, of which at most one is at work."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ from datetime import UTC, datetime
 from typing import Any
 
 from ewc_tutorial.speech.database import Database
-from ewc_tutorial.speech.errors import RefusedError
 
 
 def _now() -> str:
@@ -32,30 +31,36 @@ class Jobs:
         self._database = database
 
     def create(self, options: dict[str, Any], last_seq: int, model_before: str) -> str:
-        """Enter a new job and return its id.
+        """Enter a new job, which waits for its turn, and return its id.
 
         Args:
             options: whatever the worker needs to know, as JSON.
             last_seq: the latest correction that belongs to this training.
             model_before: the version it starts from.
-
-        Raises:
-            RefusedError: (409) another job is not finished.
         """
         job = uuid.uuid4().hex
-        try:
-            with self._database.connection() as connection:
-                connection.execute(
-                    "INSERT INTO jobs (id, state, created, options, last_seq, model_before) "
-                    "VALUES (?, 'queued', ?, ?, ?, ?)",
-                    (job, _now(), json.dumps(options), last_seq, model_before),
-                )
-        except sqlite3.IntegrityError:
-            raise RefusedError(
-                f"Training {self.unfinished()} is running; a new one can start when it is over.",
-                409,
-            ) from None
+        with self._database.connection() as connection:
+            connection.execute(
+                "INSERT INTO jobs (id, state, created, options, last_seq, model_before) "
+                "VALUES (?, 'waiting', ?, ?, ?, ?)",
+                (job, _now(), json.dumps(options), last_seq, model_before),
+            )
         return job
+
+    def waiting(self) -> list[dict[str, Any]]:
+        """Return the jobs that wait for their turn, the first one first, without losses."""
+        with self._database.connection() as connection:
+            rows = connection.execute(
+                "SELECT * FROM jobs WHERE state = 'waiting' ORDER BY seq"
+            ).fetchall()
+        return [_decoded(row, []) for row in rows]
+
+    def queue(self, job: str, options: dict[str, Any], last_seq: int, model_before: str) -> None:
+        """Note that a waiting job is next; the arguments of :meth:`create` are as of now."""
+        self._update(
+            job, "state = 'queued', options = ?, last_seq = ?, model_before = ?",
+            json.dumps(options), last_seq, model_before,
+        )  # fmt: skip
 
     def get(self, job: str) -> dict[str, Any] | None:
         """Return a job with its losses, or None."""
@@ -147,6 +152,6 @@ class Jobs:
     def _update(self, job: str, assignments: str, *values: Any) -> None:
         with self._database.connection() as connection:
             connection.execute(
-                f"UPDATE jobs SET {assignments} WHERE id = ? AND state IN ('queued', 'running')",
+                f"UPDATE jobs SET {assignments} WHERE id = ? AND finished IS NULL",
                 (*values, job),
             )

@@ -10,7 +10,6 @@ import random
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +21,7 @@ from ewc_tutorial.ewc import EWC
 from ewc_tutorial.huggingface import LoraEWC, consolidate
 from ewc_tutorial.speech.acceptance import Heard
 from ewc_tutorial.speech.errors import NotLearnedError
+from ewc_tutorial.speech.plan import Plan
 from ewc_tutorial.speech.recogniser import Recogniser, no_progress_bars
 from ewc_tutorial.speech.samples import Recording, Samples, wave_of
 from ewc_tutorial.speech.training import Listener, train
@@ -29,37 +29,6 @@ from ewc_tutorial.speech.training import Listener, train
 #: Where LoRA puts its adapters: the attention of wav2vec 2.0.
 LORA_TARGETS = ("q_proj", "k_proj", "v_proj", "out_proj")
 _BATCH = 8
-
-
-@dataclass(frozen=True)
-class Plan:
-    """How to train.
-
-    Attributes:
-        lam: λ of the penalty. The loss is the mean over recordings of −log p(text | sound), so
-            Bayes' rule says N_old / N_new.
-        steps, batch_size, learning_rate: of AdamW, the rate rising over the first tenth of the
-            steps and falling to zero by the last.
-        fisher_samples: earlier recordings that importance is measured on.
-        lora_rank: of LoRA adapters, merged into the weights at the end; 0 trains the weights.
-        freeze_encoder: leave the convolutions as they are.
-        checkpoint_every: steps between two checkpoints.
-        seed: of the order of the recordings, of dropout, and of the texts drawn for the Fisher.
-        curvature: the form that the Fisher matrix is kept in, as for :class:`EWC`.
-        replay: share of each batch that is earlier speech, 0 or more and less than 1.
-    """
-
-    lam: float = 100.0
-    steps: int = 150
-    batch_size: int = 8
-    learning_rate: float = 3e-5
-    fisher_samples: int = 200
-    lora_rank: int = 0
-    freeze_encoder: bool = True
-    checkpoint_every: int = 25
-    seed: int = 0
-    curvature: str = "diagonal"
-    replay: float = 0.0
 
 
 def evaluate(recogniser: Recogniser, recordings: Sequence[Recording]) -> float:

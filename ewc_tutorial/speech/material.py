@@ -17,7 +17,7 @@ from ewc_tutorial import files
 from ewc_tutorial.speech import audio
 from ewc_tutorial.speech.errors import NotLearnedError, RefusedError
 from ewc_tutorial.speech.folders import text_beside, text_of
-from ewc_tutorial.speech.learning import Plan
+from ewc_tutorial.speech.plan import Plan
 from ewc_tutorial.speech.recogniser import Recogniser
 from ewc_tutorial.speech.samples import Recording
 

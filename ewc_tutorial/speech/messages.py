@@ -119,12 +119,18 @@ class Job(BaseModel):
     """A training."""
 
     id: str
-    state: Literal["queued", "running", "done", "rejected", "failed", "cancelled"] = Field(
-        description="rejected: it went to its end, but its model may not be served"
+    state: Literal["waiting", "queued", "running", "done", "rejected", "failed", "cancelled"] = (
+        Field(
+            description="waiting: another one is at work; queued: its process is about to begin; "
+            "rejected: it went to its end, but its model may not be served"
+        )
     )
     seq: int
     phase: str
     progress: float = Field(ge=0, le=1)
+    seconds_left: float | None = Field(
+        None, description="until its end, if it goes on as it did; null while nothing tells"
+    )
     created: str
     finished: str | None
     attempts: int = Field(description="how often a process has taken it up")
@@ -138,6 +144,9 @@ class Job(BaseModel):
     )
     path: list[Point] = Field([], description="what was measured on this way")
     outcome: str | None = Field(None, description="what became of its model, and why")
+    removed: list[str] = Field(
+        [], description="versions that were deleted, for newer ones take their place"
+    )
     losses: list[Loss]
     model_before: str
     model_after: str | None

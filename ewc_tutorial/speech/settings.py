@@ -54,8 +54,8 @@ class Settings(BaseSettings):
     fisher_samples: Annotated[int, Field(ge=1)] = Field(
         200, description="earlier recordings that importance is measured on"
     )
-    steps: Annotated[int, Field(ge=1, le=1_000_000)] = Field(
-        150, description="optimizer steps of a training"
+    steps: Annotated[int, Field(ge=1, le=1_000_000)] | None = Field(
+        None, description="optimizer steps of a training [150, or as many as read all corrections]"
     )
     batch_size: Annotated[int, Field(ge=1, le=1024)] = Field(
         8, description="recordings per step; replay needs 2"
@@ -77,6 +77,9 @@ class Settings(BaseSettings):
     )
     max_tests: Annotated[int, Field(ge=1)] = Field(
         100, description="earlier recordings that the word error rate is measured on, at most"
+    )
+    keep_versions: Annotated[int, Field(ge=1)] = Field(
+        5, description="newest versions that stay, beside the base, the served one and its parent"
     )
     threads: Annotated[int, Field(ge=0)] = Field(
         0, description="threads of a training; 0 leaves it to PyTorch"

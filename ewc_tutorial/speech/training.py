@@ -6,7 +6,7 @@ import math
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,11 +18,9 @@ from ewc_tutorial import files
 from ewc_tutorial.ewc import EWC
 from ewc_tutorial.huggingface import EWCTrainer
 from ewc_tutorial.speech.errors import NotLearnedError
+from ewc_tutorial.speech.plan import Plan, old_per_batch
 from ewc_tutorial.speech.recogniser import Recogniser
 from ewc_tutorial.speech.samples import Recording, Samples
-
-if TYPE_CHECKING:
-    from ewc_tutorial.speech.learning import Plan
 
 #: Called with the step, the loss on the new data and the penalty.
 Listener = Callable[[int, float, float], None]
@@ -45,7 +43,7 @@ class Mixture(Sampler):
     ) -> None:
         if batch_size < 2:
             raise NotLearnedError("replay needs batches of at least 2, one of either kind.")
-        per_batch = min(batch_size - 1, max(1, round(share * batch_size)))
+        per_batch = old_per_batch(share, batch_size)
         generator = np.random.default_rng((seed, 3))
         new = _rounds(n_new, steps * (batch_size - per_batch), generator)
         old = n_new + _rounds(n_old, steps * per_batch, generator)

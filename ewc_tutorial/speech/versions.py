@@ -12,6 +12,7 @@ parent, for the penalty that held it when it was made is the one that remembers 
 from __future__ import annotations
 
 import json
+import logging
 import re
 import shutil
 from collections.abc import Callable, Iterator, Mapping
@@ -24,6 +25,7 @@ BASE = "base"
 IMPORTANCE = "importance.pt"
 _ABOUT = "version.json"
 _HALF = ".half-"
+_log = logging.getLogger(__name__)
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 
 
@@ -34,6 +36,7 @@ class Versions:
         self.folder = folder
         folder.mkdir(parents=True, exist_ok=True)
         self._pointer = folder / "current"
+        self._removed = folder / "removed.json"
 
     def current(self) -> str | None:
         """Return the name of the version in use, or None before the first."""
@@ -56,12 +59,9 @@ class Versions:
         return sorted(here, key=lambda name: (name != BASE, name), reverse=True)
 
     def about(self, name: str) -> dict[str, Any]:
-        """Return what is known of a version: nothing, if it was made by hand or is damaged."""
-        try:
-            about = json.loads((self.path(name) / _ABOUT).read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            return {}
-        return about if isinstance(about, dict) else {}
+        """Return what is known of a version, also of one that was removed: nothing, if it was made
+        by hand or is damaged."""
+        return _read(self.path(name) / _ABOUT) or _read(self._removed).get(name, {})
 
     def importance(self, name: str) -> Path | None:
         """Return the file with a version's importance, its own or the nearest ancestor's."""
@@ -72,9 +72,10 @@ class Versions:
         return None
 
     def line(self, name: str) -> Iterator[str]:
-        """Yield a version, its parent, and so on."""
+        """Yield a version, its parent, and so on, also those that were removed."""
         seen: set[str] = set()
-        while name not in seen and self.exists(name):
+        removed = _read(self._removed)
+        while name not in seen and (self.exists(name) or name in removed):
             seen.add(name)
             yield name
             name = str(self.about(name).get("parent", ""))
@@ -104,6 +105,33 @@ class Versions:
         """Put a version into use, at once or not at all."""
         files.replace_file(self._pointer, f"{name}\n".encode())
 
+    def prune(self, newest: int) -> list[str]:
+        """Delete the versions that nobody needs any more, and return their names.
+
+        These stay: the base, the one in use and its parent, the newest ones, and those with an
+        importance that one of them goes back to; and what no training has made. What is known of
+        the removed ones stays, too.
+        """
+        current = self.current() or BASE
+        trained = [name for name in self.names() if "job" in self.about(name)]
+        kept = {BASE, *list(self.line(current))[:2], *trained[:newest]}
+        for name in tuple(kept):
+            if (importance := self.importance(name)) is not None:
+                kept.add(importance.parent.name)
+        gone = []
+        for name in (name for name in trained if name not in kept):
+            known = _read(self._removed) | {name: self.about(name)}
+            files.replace_file(self._removed, json.dumps(known, indent=1).encode())
+            half = self.folder / f"{_HALF}{name}"
+            self.path(name).rename(half)  # at once: it is whole, or it is not there
+            if self.current() == name:  # a request has put it into use meanwhile
+                half.rename(self.path(name))
+                continue
+            shutil.rmtree(half, ignore_errors=True)
+            gone.append(name)
+            _log.info("Version %s was removed: newer ones have taken its place.", name)
+        return gone
+
     def recover(self) -> None:
         """Delete versions that were cut off while being written. For the start only."""
         for path in self.folder.iterdir():
@@ -111,3 +139,12 @@ class Versions:
                 shutil.rmtree(path) if path.is_dir() else path.unlink()
         for path in self.folder.glob("*/.*.part"):
             path.unlink()
+
+
+def _read(path: Path) -> dict[str, Any]:
+    """Return the dictionary in a file of JSON: an empty one, if there is none."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return content if isinstance(content, dict) else {}

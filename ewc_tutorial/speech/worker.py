@@ -16,6 +16,7 @@ import os
 import shutil
 import sys
 import threading
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ import torch
 
 from ewc_tutorial.path import between
 from ewc_tutorial.speech.acceptance import (
+    FRACTIONS,
     MIN_OLD_TESTS,
     Heard,
     Verdict,
@@ -33,10 +35,12 @@ from ewc_tutorial.speech.acceptance import (
 from ewc_tutorial.speech.corrections import Corrections
 from ewc_tutorial.speech.database import Database, lock_folder
 from ewc_tutorial.speech.errors import NotLearnedError
+from ewc_tutorial.speech.estimate import Estimate
 from ewc_tutorial.speech.folders import recordings_in
 from ewc_tutorial.speech.jobs import Jobs
-from ewc_tutorial.speech.learning import Plan, heard_by, learn
+from ewc_tutorial.speech.learning import heard_by, learn
 from ewc_tutorial.speech.material import Material, Measured, Reader, split_old
+from ewc_tutorial.speech.plan import Plan
 from ewc_tutorial.speech.recogniser import Recogniser
 from ewc_tutorial.speech.settings import Settings
 from ewc_tutorial.speech.versions import BASE, IMPORTANCE, Versions
@@ -100,21 +104,27 @@ class Training:
         self._start = self._row["model_before"]
         self._plan = Plan(**self._row["options"]["plan"])
         self._recogniser = Recogniser(self._models.path(self._start))
+        self._estimate = Estimate(self._plan.steps)
 
     def run(self) -> None:
         """Learn, and serve what may be served."""
         work = self._settings.data / "work" / self._job
         work.mkdir(parents=True, exist_ok=True)
         material, importance = self._gather()
-        self._note(recordings=material.counts(), left_out=material.left_out[:_LEFT_OUT])
+        unread = self._plan.unread(len(material.new))
+        left_out = [*([unread] if unread else []), *material.left_out]
+        self._note(recordings=material.counts(), left_out=left_out[:_LEFT_OUT])
         self._phase("measuring before")
+        began = time.monotonic()
         before = self._hear(self._recogniser, material)
+        self._estimate.heard(time.monotonic() - began)
         self._note(before=_rates(before))
         start = {n: w.clone() for n, w in self._recogniser.model.state_dict().items()}
         learn(
             self._recogniser, material.old, material.new, self._plan, work, self._listen,
             self._phase, importance,
         )  # fmt: skip
+        self._note(seconds_left=self._estimate.hearings(1))
         self._phase("measuring after")
         self._conclude(self._judge(material, start, before), material)
         shutil.rmtree(work / "checkpoints", ignore_errors=True)
@@ -167,6 +177,8 @@ class Training:
 
         def at(fraction: float) -> tuple[Heard, Heard]:
             if fraction < 1.0:
+                left = sum(f <= fraction for f in FRACTIONS)
+                self._note(seconds_left=self._estimate.hearings(left))
                 self._phase("walking back")
             model.load_state_dict(between(start, end, fraction))
             return self._hear(self._recogniser, material)
@@ -212,6 +224,7 @@ class Training:
         self._models.add(name, self._recogniser.save, about)
         if verdict is not None:
             self._models.switch(name)
+        self._note(removed=self._models.prune(self._settings.keep_versions))
         self._jobs.finish(self._job, name)
 
     def _phase(self, name: str) -> None:
@@ -224,6 +237,7 @@ class Training:
         self._jobs.add_loss(self._job, step, loss, penalty)
         start, end = PHASES["learning"], PHASES["measuring after"]
         share = step / self._plan.steps
+        self._note(seconds_left=self._estimate.at_step(step))
         self._jobs.progress(self._job, "learning", start + (end - start) * share)
 
     @staticmethod

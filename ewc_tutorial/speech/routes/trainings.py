@@ -21,10 +21,11 @@ def add_trainings(app: FastAPI, settings: Settings, bearer: list[Any]) -> None:
         """Start a training on all corrections so far, held by what matters for earlier speech.
 
         Its model is served only if it costs the old voices no more than the budget allows and is
-        better on the new ones.
+        better on the new ones. While another training runs, it waits for its turn, and then takes
+        the corrections that are there by then.
         """
         service: Service = request.app.state.service
-        return TrainStarted(id=service.train(wish or TrainRequest()))
+        return TrainStarted(id=service.trainings.request(wish or TrainRequest()))
 
     @app.get("/train/ewc", dependencies=bearer, responses=problems(422))
     def list_trainings(
@@ -52,7 +53,7 @@ def add_trainings(app: FastAPI, settings: Settings, bearer: list[Any]) -> None:
         """End a training that is not finished; nothing of it is served."""
         service: Service = request.app.state.service
         found(request, job_id)
-        service.runner.cancel(job_id)
+        service.trainings.runner.cancel(job_id)
         row = found(request, job_id)
         if row["state"] != "cancelled":
             raise RefusedError(f"This training is over: {row['state']}.", 409)
@@ -60,7 +61,7 @@ def add_trainings(app: FastAPI, settings: Settings, bearer: list[Any]) -> None:
 
 
 def _shown(row: dict[str, Any]) -> Job:
-    results = row["results"]
+    results = row["results"] if row["finished"] is None else row["results"] | {"seconds_left": None}
     return Job(
         **{key: row[key] for key in row.keys() & Job.model_fields.keys()},
         lam=row["options"]["plan"]["lam"],
@@ -68,7 +69,15 @@ def _shown(row: dict[str, Any]) -> Job:
         word_error_rate_after=results.get("after"),
         **{
             key: results[key]
-            for key in ("recordings", "left_out", "fraction", "path", "outcome")
+            for key in (
+                "recordings",
+                "left_out",
+                "seconds_left",
+                "fraction",
+                "path",
+                "outcome",
+                "removed",
+            )
             if key in results
         },
     )

@@ -1,0 +1,146 @@
+"""Which training runs when: one at a time, the others wait in the order of their requests."""
+
+from __future__ import annotations
+
+import logging
+import sqlite3
+import threading
+from typing import Any
+
+from ewc_tutorial.speech.corrections import Corrections
+from ewc_tutorial.speech.disk import disk_problem
+from ewc_tutorial.speech.errors import RefusedError
+from ewc_tutorial.speech.folders import recordings_in
+from ewc_tutorial.speech.jobs import Jobs
+from ewc_tutorial.speech.messages import TrainRequest
+from ewc_tutorial.speech.plan import Plan, steps_for
+from ewc_tutorial.speech.recogniser import SMALL
+from ewc_tutorial.speech.runner import Runner
+from ewc_tutorial.speech.serving import Serving
+from ewc_tutorial.speech.settings import Settings
+from ewc_tutorial.speech.versions import BASE, Versions
+
+#: So many trainings wait at most.
+MAX_WAITING = 8
+#: What a training takes from the settings and, where a request says so, from there.
+_PLANNED = (
+    "lam", "steps", "batch_size", "learning_rate", "fisher_samples", "lora_rank", "curvature",
+    "replay", "freeze_encoder", "checkpoint_every",
+)  # fmt: skip
+_log = logging.getLogger(__name__)
+
+
+class Trainings:
+    """Takes requests for trainings and gives them to the runner, one after another.
+
+    What a training works with is settled when its turn comes: the corrections until then, and the
+    version that is served then.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        jobs: Jobs,
+        corrections: Corrections,
+        models: Versions,
+        serving: Serving,
+    ) -> None:
+        self._settings = settings
+        self._jobs = jobs
+        self._corrections = corrections
+        self._models = models
+        self._serving = serving
+        self._turn = threading.RLock()
+        self.runner = Runner(settings, jobs, self.go_on)
+
+    def request(self, wish: TrainRequest) -> str:
+        """Enter a training, start it if no other runs, and return its id.
+
+        The same wish as that of one that still waits gets its id.
+
+        Raises:
+            RefusedError: there are too few recordings (409), or too many trainings wait (503).
+            OSError: its process cannot be started.
+        """
+        self._check(wish)
+        with self._turn:  # whoever comes meanwhile would not see this one, or give it up for dead
+            self.runner.give_up_the_dead()
+            waiting = self._jobs.waiting()
+            for row in waiting:
+                if row["options"]["wish"] == wish.model_dump():
+                    return row["id"]
+            if len(waiting) >= MAX_WAITING:
+                raise RefusedError(f"{MAX_WAITING} trainings are waiting: try again later.", 503)
+            job = self._jobs.create(*self._settled(wish, 1))
+            self._start_next()
+        return job
+
+    def recover(self) -> None:
+        """Take up what an earlier end has cut off, or what waits. For the start only."""
+        self.runner.recover()
+        self.go_on()
+
+    def go_on(self) -> None:
+        """Start the next training, if none runs and one waits."""
+        try:
+            while not self._start_next():
+                pass
+        except (OSError, sqlite3.Error) as error:
+            # Nobody waits for an answer here; the next request for a training tries again.
+            _log.error("No training can be started now. %s", disk_problem(error)[1])
+
+    def _start_next(self) -> bool:
+        """Return whether there is nothing more to start."""
+        with self._turn:
+            if self._jobs.unfinished() is not None or not (waiting := self._jobs.waiting()):
+                return True
+            row = waiting[0]
+            wish = TrainRequest.model_validate(row["options"]["wish"])
+            try:
+                self._check(wish)
+            except RefusedError as error:  # the corrections have been deleted meanwhile
+                self._jobs.fail(row["id"], error.sentence)
+                return False
+            self._jobs.queue(row["id"], *self._settled(wish, row["seq"]))
+            self.runner.start(row["id"])
+        return True
+
+    def _check(self, wish: TrainRequest) -> None:
+        new, new_tests = self._corrections.split(self._corrections.last_seq(), self._hold_out)
+        if not new or not new_tests:
+            raise RefusedError(
+                f"There are {len(new) + len(new_tests)} corrections; a training needs at least "
+                "2, one to learn from and one to measure on.",
+                409,
+            )
+        old = self._settings.old_folder
+        if not recordings_in(old) and not self._models.importance(self._start_of(wish)):
+            raise RefusedError(
+                f"There is no earlier speech in {str(old)!r} to measure importance on, and "
+                "corrections cannot take its place: put NAME.wav with NAME.txt there.",
+                409,
+            )
+
+    def _settled(self, wish: TrainRequest, seq: int) -> tuple[dict[str, Any], int, str]:
+        """Return options, last correction and first version of a training that begins now."""
+        last_seq = self._corrections.last_seq()
+        small = hasattr(self._serving.current()[1].model.config, SMALL)
+        plan: dict[str, Any] = {
+            "learning_rate": 2e-3 if small else 3e-5,
+            "freeze_encoder": not small,
+            # Every training has another order of the recordings, and repeats with its own.
+            "seed": self._settings.seed + seq - 1,
+        }
+        for source in (self._settings, wish):
+            plan |= {n: value for n, value in source if n in _PLANNED and value is not None}
+        if "steps" not in plan:
+            n_new = len(self._corrections.split(last_seq, self._hold_out)[0])
+            plan["steps"] = steps_for(n_new, Plan(**plan).new_per_batch)
+        return {"plan": plan, "wish": wish.model_dump()}, last_seq, self._start_of(wish)
+
+    def _start_of(self, wish: TrainRequest) -> str:
+        return BASE if wish.start == "base" else self._serving.current()[0]
+
+    @property
+    def _hold_out(self) -> int:
+        return self._settings.hold_out
