@@ -48,6 +48,7 @@ def test_a_voice_says_a_sentence_at_16_khz_and_another_voice_says_it_otherwise()
 
 
 @spoken
+@pytest.mark.slow
 @pytest.mark.timeout(300)
 def test_a_model_that_has_learned_nothing_goes_through_and_is_not_served(monkeypatch):
     monkeypatch.setattr(german, "TRAININGS", {"hardly": {"steps": 1, "learning_rate": 1e-12}})
