@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -87,16 +88,25 @@ def _say_if_another_is_wanted(models: Versions, wanted: str) -> None:
         )  # fmt: skip
 
 
-def tiny_recogniser(seed: int = 0) -> Recogniser:
+def tiny_recogniser(
+    seed: int = 0, letters: str = synthetic.LETTERS, width: int = 48, layers: int = 2
+) -> Recogniser:
     """Return the small model, untrained: about 70,000 weights for the letters of ``synthetic``.
 
     Its first layer begins as a bank of sine and cosine waves from 300 to 3,600 Hz; random ones
     would find the tones, too, in many times the steps.
+
+    Args:
+        seed: of the weights.
+        letters: what it can write, beside the space.
+        width: of all layers, a multiple of 4; half as many tones are in the bank.
+        layers: of attention.
     """
-    vocabulary = {s: i for i, s in enumerate((*_SPECIAL, *synthetic.LETTERS))}
+    vocabulary = {s: i for i, s in enumerate((*_SPECIAL, *letters))}
     config = Wav2Vec2Config(
-        vocab_size=len(vocabulary), hidden_size=48, num_hidden_layers=2, num_attention_heads=4,
-        intermediate_size=96, conv_dim=(48, 48), conv_kernel=(320, 3), conv_stride=(160, 2),
+        vocab_size=len(vocabulary), hidden_size=width, num_hidden_layers=layers,
+        num_attention_heads=4, intermediate_size=2 * width, conv_dim=(width, width),
+        conv_kernel=(320, 3), conv_stride=(160, 2),
         feat_extract_norm="layer", do_stable_layer_norm=True, num_conv_pos_embeddings=9,
         num_conv_pos_embedding_groups=4, hidden_dropout=0.0, attention_dropout=0.0,
         activation_dropout=0.0, feat_proj_dropout=0.0, final_dropout=0.0, layerdrop=0.0,
@@ -105,7 +115,7 @@ def tiny_recogniser(seed: int = 0) -> Recogniser:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = Wav2Vec2ForCTC(config)
-    tones = torch.tensor(np.geomspace(300, 3600, 24), dtype=torch.float32)
+    tones = torch.tensor(np.geomspace(300, 3600, width // 2), dtype=torch.float32)
     phase = 2 * torch.pi * tones[:, None] * torch.arange(320) / RATE
     bank = torch.cat([phase.sin(), phase.cos()]) * torch.hann_window(320) / 10
     model.wav2vec2.feature_extractor.conv_layers[0].conv.weight.data[:, 0] = bank
@@ -127,7 +137,8 @@ class TinyTraining:
     Args:
         seed: of the weights, the recordings and their order.
         steps: in all; the learning rate rises, stays, and falls to zero by the last.
-        recordings: how many different ones.
+        recordings: how many different ones of the old speakers; or others, with their texts.
+        recogniser: what is trained [the small model].
 
     Attributes:
         recogniser: what is trained.
@@ -135,15 +146,19 @@ class TinyTraining:
     """
 
     def __init__(
-        self, seed: int = 0, steps: int = TINY_STEPS, recordings: int = TINY_RECORDINGS
+        self,
+        seed: int = 0,
+        steps: int = TINY_STEPS,
+        recordings: int | Sequence[tuple[np.ndarray, str]] = TINY_RECORDINGS,
+        recogniser: Recogniser | None = None,
     ) -> None:
-        self.recogniser = tiny_recogniser(seed)
+        self.recogniser = recogniser or tiny_recogniser(seed)
         self.losses: list[float] = []
         self._steps = steps
-        self._data = [
-            self.recogniser.sample(wave, text)
-            for wave, text, _ in synthetic.recordings(synthetic.OLD_SPEAKERS, recordings, seed)
-        ]
+        if isinstance(recordings, int):
+            said = synthetic.recordings(synthetic.OLD_SPEAKERS, recordings, seed)
+            recordings = [(wave, text) for wave, text, _ in said]
+        self._data = [self.recogniser.sample(wave, text) for wave, text in recordings]
         self._optimizer = torch.optim.Adam(self.recogniser.model.parameters(), lr=3e-3)
         self._schedule = torch.optim.lr_scheduler.LambdaLR(
             self._optimizer, lambda k: min(1.0, (k + 1) / 20, (steps - k) / (0.3 * steps))
@@ -169,7 +184,7 @@ class TinyTraining:
 def train_tiny(
     seed: int = 0, steps: int = TINY_STEPS, recordings: int = TINY_RECORDINGS
 ) -> Recogniser:
-    """Return the small model, trained; the arguments are those of :class:`TinyTraining`."""
+    """Return the small model, trained; the arguments are as for :class:`TinyTraining`."""
     training = TinyTraining(seed, steps, recordings)
     training.run()
     return training.recogniser

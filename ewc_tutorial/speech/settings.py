@@ -39,8 +39,8 @@ class Settings(BaseSettings):
         None, description="if set, every route but /health wants 'Authorization: Bearer TOKEN'"
     )
 
-    lam: Annotated[FiniteFloat, Field(ge=0)] = Field(
-        100.0, description="λ, strength of the penalty"
+    lam: Annotated[FiniteFloat, Field(ge=0)] | None = Field(
+        None, description="λ, strength of the penalty [0 with replay; 100 without]"
     )
     curvature: Literal["diagonal", "kronecker"] = Field(
         "diagonal", description="form that the Fisher information is kept in"

@@ -13,7 +13,7 @@ from ewc_tutorial.speech.errors import RefusedError
 from ewc_tutorial.speech.folders import recordings_in
 from ewc_tutorial.speech.jobs import Jobs
 from ewc_tutorial.speech.messages import TrainRequest
-from ewc_tutorial.speech.plan import Plan, steps_for
+from ewc_tutorial.speech.plan import Plan, steps_for, usual_lam
 from ewc_tutorial.speech.recogniser import SMALL
 from ewc_tutorial.speech.runner import Runner
 from ewc_tutorial.speech.serving import Serving
@@ -133,6 +133,7 @@ class Trainings:
         }
         for source in (self._settings, wish):
             plan |= {n: value for n, value in source if n in _PLANNED and value is not None}
+        plan.setdefault("lam", usual_lam(plan["replay"]))
         if "steps" not in plan:
             n_new = len(self._corrections.split(last_seq, self._hold_out)[0])
             plan["steps"] = steps_for(n_new, Plan(**plan).new_per_batch)

@@ -40,7 +40,7 @@ from ewc_tutorial.speech.folders import recordings_in
 from ewc_tutorial.speech.jobs import Jobs
 from ewc_tutorial.speech.learning import heard_by, learn
 from ewc_tutorial.speech.material import Material, Measured, Reader, split_old
-from ewc_tutorial.speech.plan import Plan
+from ewc_tutorial.speech.plan import Plan, usual_lam
 from ewc_tutorial.speech.recogniser import Recogniser
 from ewc_tutorial.speech.settings import Settings
 from ewc_tutorial.speech.versions import BASE, IMPORTANCE, Versions
@@ -148,9 +148,11 @@ class Training:
                     f"None of {len(part)} corrections can be used, for {reader.left_out[-1]}"
                 )
         if self._plan.replay and not any(text for _, text in old):
-            self._plan = replace(self._plan, replay=0.0)
+            set_by = (settings.lam, self._row["options"]["wish"]["lam"])
+            lam = usual_lam(0.0) if set_by == (None, None) else self._plan.lam
+            self._plan = replace(self._plan, replay=0.0, lam=lam)
             reader.left_out.append(
-                "Replay: no earlier speech for it has a text, so none is mixed in."
+                f"Replay: no earlier speech for it has a text, so none is mixed in; λ is {lam:g}."
             )
         return Material(old, tests, new, new_tests, reader.left_out), importance
 

@@ -107,6 +107,27 @@ def test_trainings_wait_for_their_turn(service, processes, new_speech):
     assert states(service) == ["cancelled", "done", "cancelled", "queued"]
 
 
+@pytest.mark.parametrize(
+    ("settings_say", "wished", "lam"),
+    [
+        ({}, {}, 0.0),
+        ({}, {"replay": 0.0}, 100.0),
+        ({"replay": 0.0}, {}, 100.0),
+        ({"replay": 0.0}, {"replay": 0.25}, 0.0),
+        ({"lam": 7.0}, {}, 7.0),
+        ({"lam": 7.0}, {"lam": 3.0, "replay": 0.0}, 3.0),
+        ({}, {"lam": 3.0}, 3.0),
+    ],
+)
+def test_there_is_a_penalty_where_nothing_is_replayed_unless_told_otherwise(
+    service, settings_say, wished, lam
+):
+    usual = {"lam": None, "replay": 0.5} | settings_say
+    service.trainings._settings = service.settings.model_copy(update=usual)
+    job = service.trainings.request(TrainRequest(**wished))
+    assert service.jobs.get(job)["options"]["plan"]["lam"] == lam
+
+
 def slowed(function):
     def slow(*args, **options):
         result = function(*args, **options)
