@@ -9,6 +9,7 @@
 Three wings. The library, this package itself, needs PyTorch, NumPy and tqdm only:
 
 * ``ewc``: :class:`EWC` and :class:`L2`, what a network remembers of its tasks;
+* ``choice``: λ chosen by trying: :func:`choose_lambda`;
 * ``path``: λ chosen after training: :func:`between` and ``EWC.path``;
 * ``curvature``: the forms in which it does: a diagonal, Kronecker factors per layer, or ones;
 * ``fisher``: the Fisher information that says what matters, of any model;
@@ -24,6 +25,7 @@ imports neither.
 
 from importlib.metadata import PackageNotFoundError, version
 
+from ewc_tutorial.choice import choose_lambda
 from ewc_tutorial.diagnosis import diagnose
 from ewc_tutorial.ewc import EWC, L2
 from ewc_tutorial.fisher import explain_fisher, fisher_diagonal
@@ -34,4 +36,13 @@ try:
 except PackageNotFoundError:  # a checkout that is on the path without being installed
     __version__ = "0+unknown"
 
-__all__ = ["EWC", "L2", "__version__", "between", "diagnose", "explain_fisher", "fisher_diagonal"]
+__all__ = [
+    "EWC",
+    "L2",
+    "__version__",
+    "between",
+    "choose_lambda",
+    "diagnose",
+    "explain_fisher",
+    "fisher_diagonal",
+]
