@@ -13,7 +13,8 @@ Three wings. The library, this package itself, needs PyTorch, NumPy and tqdm onl
 * ``path``: λ chosen after training: :func:`between` and ``EWC.path``;
 * ``curvature``: the forms in which it does: a diagonal, Kronecker factors per layer, or ones;
 * ``fisher``: the Fisher information that says what matters, of any model;
-* ``diagnosis``: :func:`diagnose`, what is wrong with a set-up of your own;
+* ``diagnosis``: :func:`diagnose`, what is wrong with a set-up of your own, and
+  :func:`retention_report`, what a training kept and learned;
 * ``unlearning``: a network that can forget one of its tasks;
 * ``huggingface``: the Trainer, sequences, LoRA (wants the extra ``huggingface``);
 * ``frameworks``: Lightning and Avalanche (wants the extra ``frameworks``).
@@ -26,7 +27,7 @@ imports neither.
 from importlib.metadata import PackageNotFoundError, version
 
 from ewc_tutorial.choice import choose_lambda
-from ewc_tutorial.diagnosis import diagnose
+from ewc_tutorial.diagnosis import diagnose, retention_report
 from ewc_tutorial.ewc import EWC, L2
 from ewc_tutorial.fisher import explain_fisher, fisher_diagonal
 from ewc_tutorial.path import between
@@ -45,4 +46,5 @@ __all__ = [
     "diagnose",
     "explain_fisher",
     "fisher_diagonal",
+    "retention_report",
 ]

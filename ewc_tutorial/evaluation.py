@@ -22,10 +22,12 @@ class PerSample(NamedTuple):
     Attributes:
         correct: ``(N,)``, whether the likeliest class is the label.
         loss: ``(N,)``, −log p of the label, in nats.
+        labels: ``(N,)``.
     """
 
     correct: NDArray[np.bool_]
     loss: NDArray[np.float64]
+    labels: NDArray[np.int64]
 
 
 def per_sample(
@@ -46,7 +48,7 @@ def per_sample(
     """
     samples = make_samples(data, n_samples, torch.Generator().manual_seed(0))
     device = next(model.parameters()).device
-    correct, losses = [], []
+    correct, losses, all_labels = [], [], []
     with undisturbed(model), torch.no_grad():
         for x, y in samples.batches(batch_size):
             logits = run(model, apply(lambda t: t.to(device), x)).float().cpu()
@@ -57,8 +59,13 @@ def per_sample(
                     "function of the model that returns your own metric."
                 )
             labels = y.cpu().long()
+            all_labels.append(labels)
             correct.append(logits.argmax(1) == labels)
             losses.append(functional.cross_entropy(logits, labels, reduction="none"))
     if not losses:
         raise ValueError("data must hold at least one sample, but it is empty.")
-    return PerSample(torch.cat(correct).numpy(), torch.cat(losses).double().numpy())
+    return PerSample(
+        torch.cat(correct).numpy(),
+        torch.cat(losses).double().numpy(),
+        torch.cat(all_labels).numpy(),
+    )

@@ -245,7 +245,7 @@ def test_what_the_penalty_foretells_is_reported_with_its_bias():
         assert (found.curves["new"].mean + c * curve.mean).argmin() == list(curve.lams).index(c)
 
 
-# --- models and data ------------------------------------------------------------------------------
+# --- models and data ----------------------------------------------------------------------------
 
 
 def blobs(seed=0, n=60):
@@ -333,7 +333,7 @@ def test_softness_says_what_it_lacks():
         softness(ewc, data)
 
 
-# --- executors and files --------------------------------------------------------------------------
+# --- executors and files ------------------------------------------------------------------------
 
 
 def old_of_ten(model):

@@ -82,8 +82,16 @@ def test_choosing_lambda(tmp_path, monkeypatch, capsys):
     pyplot.close(names["ax"].figure)
 
 
+def test_what_a_training_kept(capsys):
+    names = names_of_the_library()
+    exec(examples()[0], names)
+    names |= {"new_validation": names["new_data"], "old_validation": names["old_data"]}
+    exec(examples()[5], names)
+    assert "Next: not trained" in capsys.readouterr().out
+
+
 def test_no_example_is_left_out():
-    assert len(examples()) == 5
+    assert len(examples()) == 6
 
 
 def test_links_lead_somewhere():
