@@ -16,7 +16,7 @@ from ewc_tutorial import EWC, between
 from ewc_tutorial.course import importances, learn, mlp, permuted_tasks, train
 from ewc_tutorial.course.sweep import lambda_sweep
 from ewc_tutorial.diagnosis import diagnose
-from ewc_tutorial.fisher import fisher_diagonal, fisher_factors
+from ewc_tutorial.fisher import explain_fisher, fisher_diagonal, fisher_factors
 
 pytestmark = [
     pytest.mark.gpu,
@@ -105,6 +105,24 @@ def test_fisher_diagonal(model, data, estimator, where):
     expected = fisher_diagonal(model, data, estimator)
     there = tuple(t.to(where) for t in data)
     assert_same(fisher_diagonal(on_gpu(model), there, estimator), expected)
+
+
+@pytest.mark.parametrize("classes", [10, 100])
+def test_a_resnet_in_float32_has_closed_forms_and_no_more_than_rounding_errors(classes):
+    """Convolutions that round to TensorFloat-32 would make samples seem to influence each other."""
+    torch.manual_seed(0)
+    model = pytest.importorskip("torchvision").models.resnet18(num_classes=classes).cuda()
+    x, y = torch.randn(6, 3, 32, 32), torch.arange(6)
+    rules = explain_fisher(model, (x, y)).values()
+    assert all(rule.startswith("closed form") for rule in rules), set(rules)
+    expected = fisher_diagonal(copy.deepcopy(model).cpu().double(), (x.double(), y), "empirical")
+    for name, value in fisher_diagonal(model, (x, y), "empirical").items():
+        largest = expected[name].max().item()
+        torch.testing.assert_close(
+            value.cpu().double(), expected[name], rtol=1e-3, atol=1e-3 * largest
+        )
+    EWC(model, curvature="kronecker").consolidate((x, y), "empirical")
+    assert torch.backends.cudnn.conv.fp32_precision == "tf32"  # as it was
 
 
 @pytest.mark.parametrize(("likelihood", "labels"), [("bernoulli", None), ("gaussian", None)])
