@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import ClassVar, Protocol
 
 import numpy as np
 
@@ -21,8 +21,11 @@ CONFIDENCE = 0.95
 class Rule(Protocol):
     """What makes a λ the best one."""
 
+    #: With fewer values than these there is nothing to compare.
+    least: ClassVar[int]
+
     def best(self, scores: Scores, lams: Sequence[float]) -> float:
-        """Return the best of some λ that have equal seeds."""
+        """Return the best, given those λ that have as many seeds as any."""
 
     def order(self, scores: Scores, lams: Sequence[float], best: float) -> list[float]:
         """Return λ, the ones most like the best first."""
@@ -37,6 +40,8 @@ class Rule(Protocol):
 @dataclass(frozen=True)
 class HighestMean:
     """The best λ has the highest mean score."""
+
+    least: ClassVar[int] = 2
 
     def best(self, scores: Scores, lams: Sequence[float]) -> float:
         return max(lams, key=lambda lam: _mean(scores[lam]))
@@ -65,9 +70,11 @@ class WithinMargin:
     """The best λ is the largest whose score is, in the mean, within a margin of that at λ = 0."""
 
     margin: float
+    least: ClassVar[int] = 3
 
     def best(self, scores: Scores, lams: Sequence[float]) -> float:
-        return max(lam for lam in lams if lam == 0 or self._over(scores, lam).mean() <= 0)
+        # Of all λ, as one with fewer seeds that is larger gets more when it is the best.
+        return max(lam for lam in scores if lam == 0 or self._over(scores, lam).mean() <= 0)
 
     def order(self, scores: Scores, lams: Sequence[float], best: float) -> list[float]:
         # Zero stays, as all others are compared with it.

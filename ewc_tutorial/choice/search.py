@@ -156,7 +156,7 @@ class _Search:
             if not self.unclear:
                 return
             candidates = self._rule.order(self._scores(), [self.best, *self.unclear], self.best)
-            alive = candidates[: max(2, math.ceil(len(alive) / 2))]
+            alive = candidates[: max(self._rule.least, math.ceil(len(alive) / 2))]
             more = next((n for n in range(seeds, 0, -1) if self._cost(alive, seeds + n) <= 0), 0)
             if not more:
                 return
