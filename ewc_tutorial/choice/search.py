@@ -45,10 +45,10 @@ def choose_lambda(
     times ``softness``, with one more at each end; an end that turns out best is moved on. All λ are
     first trained with few seeds. Then the better half of those that may still be the best gets
     twice as many, again and again: sequential halving (Karnin, Koren and Somekh 2013, *Almost
-    optimal exploration in multi-armed bandits*), with seeds as what is spent. (Shorter trainings
-    would be biased: with fewer steps less is forgotten, and the best λ is smaller.) All λ have
-    equal seeds, and are compared in pairs. It ends when all others are clearly worse, or with the
-    budget.
+    optimal exploration in multi-armed bandits*), with seeds as what is spent. (To spend shorter
+    trainings instead would answer another question, as with fewer steps less is forgotten.) λ are
+    compared in pairs, on the seeds that both have. It ends when all others are clearly worse, or
+    with the budget.
 
     **Without old data** (``old=None``) nobody can see what is forgotten. The penalty foretells a
     rise of the old loss, but by far too little (:func:`~ewc_tutorial.choice.predicted_rise`). Nor

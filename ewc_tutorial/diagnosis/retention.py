@@ -135,7 +135,7 @@ def retention_report(
             :func:`~ewc_tutorial.fisher.fisher_diagonal` takes.
         ewc: the :class:`~ewc_tutorial.EWC` of the training, or what
             :func:`~ewc_tutorial.diagnose` takes in its place; None if there was no penalty.
-        fisher, anchor, lam: as for :func:`~ewc_tutorial.diagnose`.
+        fisher, anchor, lam: as for :func:`~ewc_tutorial.diagnose`; λ is 1 if nothing tells it.
         may_lose: accuracy that the old task may lose.
         n_samples: of each data set, drawn at random; all for None.
 
