@@ -210,7 +210,8 @@ function drawLambdaChart(id, shown, lines, ghost, y, what) {
   for (const [name, key, color, dash] of lines) {
     const points = shown.map(r => [lambdaPosition(r.lam), r[key]]);
     series.push({ name, color, dash, points, dots: true });
-    if (chosen.shown && now) spots.push([lambdaPosition(now.lam), now[key], color]);
+    // The first line is the most important: its spot comes last, on top.
+    if (chosen.shown && now) spots.unshift([lambdaPosition(now.lam), now[key], color]);
   }
   const said = now ? ` At λ = ${lambdaText(now.lam)}: ` +
     lines.map(([name, key]) => `${name} ${now[key].toPrecision(2)}`).join(", ") + "." : "";
