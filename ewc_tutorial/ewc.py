@@ -65,6 +65,9 @@ class EWC(nn.Module):
             ``kronecker``: two small matrices per layer, which see that weights act together, and a
             diagonal where there is no such layer; see :class:`~ewc_tutorial.curvature.Kronecker`,
             of which an instance may be given as well.
+            ``compact``: a number per weight in three bytes with its anchor instead of eight, and
+            steps without further memory; see :class:`~ewc_tutorial.curvature.Compact`, of which an
+            instance may be given as well.
             ``identity``: one for every weight; this is :class:`L2`.
 
     Raises:
@@ -234,10 +237,9 @@ class EWC(nn.Module):
         weight = _non_negative("weight", weight)
         self._warn_of_unfrozen()
         here = {}
-        anchors = self.anchor
         for name, value in self.values().items():
-            value = value if at is None else _checked_weights(at, name, value)
-            here[name] = value.detach().to(anchors[name])
+            given = value if at is None else _checked_weights(at, name, value)
+            here[name] = given.detach().to(value.device)
             if not here[name].isfinite().all():
                 where = "of the model" if at is None else "in at"
                 raise ValueError(f"Parameter {name!r} {where} is not finite.")
@@ -453,7 +455,7 @@ class EWC(nn.Module):
                     f"state_dict was consolidated with {name}={other!r}: load it into an EWC of "
                     f"that kind, not into one with {name}={mine!r}."
                 )
-        return None
+        return None if state is None else self._kept.misfit(state)
 
     def _misfits(self, state: Mapping[str, Any], strict: bool) -> Iterator[str]:
         mine = self.state_dict()
@@ -470,6 +472,9 @@ class EWC(nn.Module):
             )
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> EWC:
+        if not self._kept.follows:
+            return self
+
         # A parent module in half precision takes its parts along; sums of squares stay as they are.
         def without_narrowing(tensor: Tensor) -> Tensor:
             new = fn(tensor)
@@ -486,12 +491,14 @@ class EWC(nn.Module):
         """Return the protected ones of ``values``, which are those of the beginning."""
         checked = {}
         for name in self.names:
-            anchor = self._buffers.get(buffer_key("anchor", name))
-            if name not in values or (anchor is not None and anchor.shape != values[name].shape):
+            keys = (buffer_key(kind, name) for kind in ("anchor", "importance"))
+            kept = next((self._buffers[key] for key in keys if key in self._buffers), None)
+            if name not in values or (kept is not None and kept.shape != values[name].shape):
                 raise RuntimeError(self._gone(name, values.get(name)))
             checked[name] = values[name]
         here = checked[self.names[0]].device
-        if self._buffers and next(iter(self._buffers.values())).device != here:
+        lies = next(iter(self._buffers.values())).device if self._buffers else here
+        if lies != here and self._kept.follows:
             # The model has moved since: follow it.
             self.to(here)
         return checked

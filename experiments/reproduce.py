@@ -16,6 +16,8 @@ split_seeds  Six further seeds, from 5 on, of all its cells.
 fisher    Ways to compute the Fisher information, each with its own λ (van de Ven 2025).
 panel_a   Test accuracy on three permuted tasks (Kirkpatrick et al. 2017, figure 2A).
 panel_b   Mean accuracy over up to ten permuted tasks (figure 2B).
+panel_b_gpu  The same with the paper's widest network, 2 × 2000 units, and longer; wants a GPU.
+fifty     Fifty permutations, of 10,000 images each, with two curvatures; wants a GPU.
 panel_c   Fisher overlap per layer (figure 2C).
 permuted  Permuted MNIST of ten tasks (van de Ven and Tolias 2018), at a fraction of its steps.
 """
@@ -71,6 +73,8 @@ VARIANTS: dict[str, tuple[dict[str, Any], tuple[float, ...]]] = {
         tuple(10.0**k for k in range(8, 13)),
     ),
 }
+#: λ of two curvatures, for the experiments that compare them.
+CURVATURE_GRID = {"EWC": (10.0, 30.0, 100.0), "EWC, Kronecker": (0.3, 1.0, 3.0)}
 KIRKPATRICK_GRID = {"L2": (0.01, 0.03, 0.1, 0.3), "EWC": (10.0, 30.0, 100.0, 300.0, 1000.0)}
 PERMUTED_GRID = (10.0, 100.0, 1000.0)
 
@@ -199,6 +203,34 @@ def run_panel_b(run: Run, device: str) -> tuple[float, History | None, Any]:
     return history.accuracy[-1].mean(), history, history.mean_so_far.round(4).tolist()
 
 
+def _of_two_curvatures(run: Run, model: nn.Module) -> EWC | None:
+    kinds = {"EWC": "diagonal", "EWC, Kronecker": "kronecker"}
+    return EWC(model, run.lam, curvature=kinds[run.method]) if run.method in kinds else None
+
+
+def run_panel_b_gpu(run: Run, device: str) -> tuple[float, History | None, Any]:
+    """As panel B, with ``cell`` units per layer and ten epochs per task."""
+    dropout = 0.5 if run.method == "SGD with dropout" else 0.0
+    model = mlp(784, [int(run.cell)] * 2, 10, dropout=dropout, seed=run.seed).to(device)
+    tasks, budget = permuted_mnist(10, run.seed, device), PANEL | {"epochs": 10}
+    history = learn(
+        model, tasks, _of_two_curvatures(run, model), joint=run.method == "joint",
+        evaluations=1, n_samples=5000, seed=run.seed, **budget,
+    )  # fmt: skip
+    return history.accuracy[-1].mean(), history, history.mean_so_far.round(4).tolist()
+
+
+def run_fifty(run: Run, device: str) -> tuple[float, History | None, Any]:
+    """Fifty permuted tasks of 10,000 images; ``cell`` is the number of units per layer."""
+    model = mlp(784, [int(run.cell)] * 2, 10, seed=run.seed).to(device)
+    tasks = permuted_tasks(50, "mnist", seed=run.seed, n_train=10_000, n_test=2_000)
+    history = learn(
+        model, tasks, _of_two_curvatures(run, model), joint=run.method == "joint",
+        lr=0.05, batch_size=128, epochs=10, evaluations=1, n_samples=2000, seed=run.seed,
+    )  # fmt: skip
+    return history.accuracy[-1].mean(), history, history.mean_so_far.round(4).tolist()
+
+
 def run_panel_c(run: Run, device: str) -> tuple[float, History | None, Any]:
     """Two tasks whose central ``cell`` pixels squared differ; ``detail`` has layers' overlaps."""
     model = mlp(784, [100] * 6, 10, seed=run.seed).to(device)
@@ -241,7 +273,11 @@ EXPERIMENTS: dict[str, Callable[[Run, str], tuple[float, History | None, Any]]] 
     "panel_c": run_panel_c,
     "panel_b": run_panel_b,
     "permuted": run_permuted,
+    "panel_b_gpu": run_panel_b_gpu,
+    "fifty": run_fifty,
 }
+#: Left to those who ask for them by name.
+FOR_A_GPU = {"panel_b_gpu": "2000", "fifty": "1000"}
 
 NAMES = {*EXPERIMENTS, "split_seeds"}
 #: Seeds of Split MNIST that were added for all cells alike.
@@ -258,6 +294,10 @@ def tuning_runs(only: list[str], steps: str) -> list[Run]:
         "permuted": [
             (steps, m, lam) for m in ("EWC", "online EWC") for lam in PERMUTED_GRID
         ],
+        **{
+            experiment: [(cell, m, lam) for m, grid in CURVATURE_GRID.items() for lam in grid]
+            for experiment, cell in FOR_A_GPU.items()
+        },
     }  # fmt: skip
     return [
         Run(experiment, cell, method, lam, TUNING_SEED)
@@ -273,6 +313,8 @@ def reported_runs(only: list[str], seeds: range, steps: str, best: dict) -> Iter
         "panel_a": [("", "plain")],
         "panel_b": [("", "SGD with dropout")],
         "permuted": [(steps, m) for m in ("none", "joint")],
+        "panel_b_gpu": [("2000", m) for m in ("SGD with dropout", "joint")],
+        "fifty": [("1000", m) for m in ("none", "joint")],
     }
     jobs = [(e, s) for e in only for s in (FURTHER_SEEDS if e == "split_seeds" else seeds)]
     for name, seed in jobs:
@@ -362,7 +404,8 @@ def again(experiment: str, cell: str, method: str, seeds: list[int], device: str
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--only", default=",".join(EXPERIMENTS), help="experiments, with commas")
+    usual = ",".join(name for name in EXPERIMENTS if name not in FOR_A_GPU)
+    parser.add_argument("--only", default=usual, help="experiments, with commas")
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1)

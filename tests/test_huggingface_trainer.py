@@ -555,11 +555,12 @@ def test_two_processes_are_one_with_twice_the_batch(tmp_path):
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="fp16 training needs a GPU")
-def test_a_gradient_scaler_changes_nothing(tmp_path):
+@pytest.mark.parametrize(("update", "lam"), [("gradient", 3.0), ("proximal", 50.0)])
+def test_a_gradient_scaler_changes_nothing(tmp_path, update, lam):
     weights = []
     for options in ({}, {"fp16": True, "max_grad_norm": 1.0}, {"fp16": True}):
         model = gpt2()
-        ewc = protected(model, lam=50.0)
-        trainer_of(model, ewc, tmp_path, use_cpu=False, **options).train()
+        ewc = protected(model, lam=lam)
+        trainer_of(model, ewc, tmp_path, use_cpu=False, ewc_update=update, **options).train()
         weights.append(model)
     assert_same_weights(weights[0], weights[2], 1e-3)

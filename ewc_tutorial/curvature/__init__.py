@@ -5,6 +5,8 @@ what the penalty, its gradient and its proximal step are.
 
 * ``diagonal``: :class:`Diagonal`, a number per weight (Kirkpatrick et al. 2017), and
   :class:`Identity`, where that number is one;
+* ``compact``: :class:`Compact`, a number per weight in a byte, with ``minifloat``, these numbers,
+  and ``mapped``, an anchor that stays in its file;
 * ``kronecker``: :class:`Kronecker`, two small matrices per layer (Ritter, Botev and Barber 2018),
   with ``layers``, which of them, ``blocks``, what is kept of each and how tasks combine in it, and
   ``subproblem``, its proximal step without a closed form;
@@ -18,13 +20,25 @@ from __future__ import annotations
 import copy
 
 from ewc_tutorial.curvature.base import RULES, Curvature
+from ewc_tutorial.curvature.compact import Compact
 from ewc_tutorial.curvature.diagonal import Diagonal, Identity
 from ewc_tutorial.curvature.kronecker import Kronecker
 
-__all__ = ["KINDS", "RULES", "Curvature", "Diagonal", "Identity", "Kronecker", "make_curvature"]
+__all__ = [
+    "KINDS",
+    "RULES",
+    "Compact",
+    "Curvature",
+    "Diagonal",
+    "Identity",
+    "Kronecker",
+    "make_curvature",
+]
 
 #: The kinds that a name is enough for.
-KINDS: dict[str, type[Curvature]] = {kind.name: kind for kind in (Diagonal, Kronecker, Identity)}
+KINDS: dict[str, type[Curvature]] = {
+    kind.name: kind for kind in (Diagonal, Kronecker, Identity, Compact)
+}
 
 
 def make_curvature(curvature: str | Curvature) -> Curvature:

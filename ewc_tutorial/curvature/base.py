@@ -31,9 +31,11 @@ class Curvature(ABC):
     #: What it is called in a state.
     name: ClassVar[str]
     #: The rules that make sense, the first of them the default.
-    rules: ClassVar[tuple[str, ...]]
+    rules: tuple[str, ...]
     #: Why the other rules do not, as a clause.
-    why_not: ClassVar[str] = ""
+    why_not: str = ""
+    #: Whether what is remembered lies where the model does.
+    follows: bool = True
     #: Whether a proximal step may need the values before the optimizer's step.
     needs_start: ClassVar[bool] = False
     #: After how many steps of an optimizer a proximal step is worth its time.
@@ -154,6 +156,10 @@ class Curvature(ABC):
     @abstractmethod
     def load(self, state: Mapping[str, Any]) -> None:
         """Restore what :meth:`state` returned; there may be other names in it."""
+
+    def misfit(self, state: Mapping[str, Any]) -> str | None:
+        """Say why a state of the same :attr:`kind` can nevertheless not be loaded."""
+        return None
 
     @abstractmethod
     def _layout(self, name: str, zeros: Tensor) -> dict[str, Tensor]:

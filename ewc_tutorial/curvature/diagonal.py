@@ -81,19 +81,19 @@ class Diagonal(Curvature):
         anchors = self.anchor
         for name, S in self.importance.items():
             anchor = anchors[name]
-            new = weight * _checked(F, name, S)
+            new, at = weight * _checked(F, name, S), here[name].to(anchor)
             if rule == "separate":
                 total = S + new
                 share = torch.where(total > 0, new / total, 1.0)
-                offset = here[name] - anchor
+                offset = at - anchor
                 # What two quadratics around different anchors still cost at their common minimum.
                 constants[name] += (S * share * offset.square()).sum(dtype=widest(S.device)).item()
                 updates.append((total, anchor + share * offset))
             elif rule == "average":
                 step = weight / total_weight if total_weight else 0.0
-                updates.append((S + step * (new / weight - S) if weight else S, here[name]))
+                updates.append((S + step * (new / weight - S) if weight else S, at))
             else:
-                updates.append((gamma * S + new, here[name]))
+                updates.append((gamma * S + new, at))
         return updates, constants, total_weight
 
     def commit(
@@ -185,7 +185,7 @@ class Diagonal(Curvature):
                 old = lam * S
                 total = old + new[name]
                 share = torch.where(total > 0, old / total, 0.0)
-                found[name] = values[name].to(S).lerp(anchors[name], share)
+                found[name] = values[name].to(S).lerp(anchors[name].to(S), share)
             return found
 
         return at

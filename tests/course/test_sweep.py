@@ -400,7 +400,7 @@ def test_dask_runs_the_shards(tasks, result):
         ({"lr": 0.0}, "lr must be a finite positive number, not 0.0"),
         ({"optimizer": "lbfgs"}, "optimizer must be one of sgd, adam, not 'lbfgs'"),
         ({"rule": "sum"}, "rule must be one of"),
-        ({"curvature": "full"}, "curvature must be one of diagonal, kronecker, identity, not"),
+        ({"curvature": "full"}, "curvature must be one of diagonal, kronecker, identity, compact"),
         ({"curvature": "kronecker", "rule": "separate"}, "rule must be one of latest, online"),
         ({"curvature": "kronecker", "estimator": "batched"}, "'batched' has no Kronecker factors"),
         ({"estimator": "true"}, "estimator must be one of"),
