@@ -249,3 +249,23 @@ def test_the_page_fits_every_width_and_has_words_for_its_pictures(opened, width,
     titles = page.locator("figure svg[role=img] > title").all_text_contents()
     assert len(titles) == 4
     assert all("λ = 10" in title for title in titles)
+
+
+def test_a_page_may_begin_uncovered(opened, landscape, tmp_path):
+    page = opened()
+    path = tmp_path / "uncovered.html"
+    path.write_text(lab_page(landscape, predict=False), encoding="utf-8")
+    page.goto(path.as_uri())
+    assert status(page).startswith("λ = 1:")
+    assert page.locator("#uncover").is_hidden()
+
+
+def test_the_page_trains_in_a_frame_as_jupyterlab_shows_files(opened, file):
+    page = opened()
+    page.goto("about:blank")
+    page.set_content("<iframe sandbox='allow-scripts' width='900' height='900'></iframe>")
+    page.evaluate("html => { document.querySelector('iframe').srcdoc = html; }", file.read_text())
+    frame = page.frame_locator("iframe")
+    frame.locator("#status", has_text=" s.").wait_for()
+    frame.locator("#uncover").click()
+    frame.locator("#status", has_text="λ = 1:").wait_for()

@@ -12,7 +12,7 @@ from importlib.resources import files
 #: What trains a network, in the order in which the parts need each other.
 ENGINE = ("random", "tasks", "matrix", "network", "curvature", "attachment", "learner")
 #: What shows it.
-PAGE = ("pool", "words", "charts", "page")
+PAGE = ("pool", "words", "results", "charts", "views", "page")
 
 
 def read(name: str) -> str:

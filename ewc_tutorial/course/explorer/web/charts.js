@@ -5,10 +5,12 @@ const MARGIN = { left: 46, right: 12, top: 22, bottom: 40 };
 
 // Draw into a figure's <div>, and its legend into the list after it.
 //
-// x, y: {domain, ticks: [[value, text], …], title}. series: {name, color, dash, points: [[x, y, low,
-// high], …], dots, band}; rules: vertical lines {x, text, className}; spots: larger dots.
+// x, y: {domain, ticks: [[value, text], …], title}; series: {name, color, dash, dots, band, points:
+// [[x, y, low, high], …]}; rules: vertical lines {x, words, className, row}; above: words {x, words}
+// over the picture; spots: larger dots [x, y, color]; alt: what stands for the picture.
 function drawChart(host, { alt, x, y, series, rules = [], spots = [], note = "", above = [] }) {
-  const width = Math.max(240, host.clientWidth), height = Math.round(Math.min(290, 110 + width / 3));
+  const width = Math.max(240, host.clientWidth);
+  const height = Math.round(Math.min(290, 110 + width / 3));
   const right = width - MARGIN.right, bottom = height - MARGIN.bottom;
   const scale = ({ domain: [low, high] }, from, to) => value =>
     Math.round(10 * (from + (to - from) * (value - low) / (high - low || 1))) / 10;

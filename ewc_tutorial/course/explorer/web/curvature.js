@@ -7,9 +7,9 @@
 
 const IMAGES_AT_ONCE = 128; // what stays in a cache
 
-// Yield for each batch of images, the inputs of layer l in layers[l - 1], their number n and ofClass,
-// which returns for a class c its probabilities p and, per layer, the gradient of log p_c by the
-// layer's outputs.
+// Yield for each batch their number n, the inputs of layer l in layers[l - 1], and ofClass, which
+// returns for a class c its probabilities p and, per layer, the gradient of log p_c by the layer's
+// outputs.
 function* batchesOfGradients(parameters, sizes, x, total) {
   const L = sizes.length - 1, classes = sizes[L];
   for (let start = 0; start < total; start += IMAGES_AT_ONCE) {

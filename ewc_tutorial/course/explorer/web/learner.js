@@ -42,7 +42,9 @@ class Learner {
         labels[i] = y[chosen[i]];
       }
       const g = gradient(this.parameters, sizes, images, labels, n);
-      this.parameters.forEach((p, k) => { for (let i = 0; i < p.length; i++) p[i] -= lr * g[k][i]; });
+      this.parameters.forEach((p, k) => {
+        for (let i = 0; i < p.length; i++) p[i] -= lr * g[k][i];
+      });
       if (ewc) ewc.afterStep();
       if (ewc && step === steps) ewc.complete();
       if (step % every === 0 || step === steps) {

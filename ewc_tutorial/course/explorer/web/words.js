@@ -6,8 +6,14 @@ function lambdaText(lam) {
   return Number(lam.toPrecision(2)).toLocaleString("en", { maximumFractionDigits: 12 });
 }
 
-// Where λ stands on an axis: log₁₀ λ, and λ = 0 a decade left of the others.
-function lambdaPosition(lam) { return lam > 0 ? Math.max(-3, Math.log10(lam)) : -3; }
+// Where λ stands on an axis: log₁₀ λ, and λ = 0 a decade left of 0.01, the least on the slider.
+function lambdaPosition(lam) { return lam > 0 ? Math.max(-2.8, Math.log10(lam)) : -3; }
+
+// The index of the λ that is nearest on the axis.
+function nearest(lambdas, lam) {
+  const distances = lambdas.map(l => Math.abs(lambdaPosition(l) - lambdaPosition(lam)));
+  return distances.indexOf(Math.min(...distances));
+}
 
 function powerOfTen(exponent) {
   if (exponent >= -2 && exponent <= 3) return (10 ** exponent).toLocaleString("en");
@@ -34,9 +40,7 @@ function readout({ lam, average, error, old, latest }, seeds) {
 // What a reader is told who has guessed that a λ is the best, given the stored landscape.
 function verdict(guess, { lambdas, average, error }) {
   const best = average.indexOf(Math.max(...average));
-  const near = lambdas.reduce((found, lam, i) =>
-    Math.abs(lambdaPosition(lam) - lambdaPosition(guess)) <
-    Math.abs(lambdaPosition(lambdas[found]) - lambdaPosition(guess)) ? i : found, 0);
+  const near = nearest(lambdas, guess);
   const top = `Of the stored networks those with λ = ${lambdaText(lambdas[best])} are best ` +
     `(average accuracy ${average[best].toFixed(3)})`;
   if (near === best) return `${top}: exactly your guess.`;
