@@ -194,6 +194,7 @@ def test_everything_works_from_the_keyboard(opened, landscape):
     page.wait_for_function(
         "document.querySelectorAll('#against circle:not(.spot)').length === 3 * 6"
     )
+    page.get_by_text("4 values of λ trained. Best: λ = ").wait_for()
 
 
 def test_the_verdict_is_that_of_the_notebook(opened, landscape):

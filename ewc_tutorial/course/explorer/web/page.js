@@ -54,21 +54,24 @@ async function trainQueue() {
     const seconds = ((performance.now() - began) / 1000).toFixed(1);
     say(`${readout(results.get(lam), chosen.seeds)}. ` +
       `${countText(chosen.seeds, "network")} in ${seconds} s. ${remarks(settings.steps)}`,
-      i === mine.length - 1);
+      mine.length === 1);
     redraw();
   }
   if (queue !== mine) return;
   busy(false);
-  if (mine.length > 1 && results.has(chosen.lam)) show(chosen.lam);
+  if (mine.length === 1 || !results.has(mine.at(-1))) return;
+  say(`${mine.length} values of λ trained. Best: ${readout(best(), chosen.seeds)}.`);
+  if (results.has(chosen.lam)) show(chosen.lam);
 }
+
+function best() { return [...results.values()].reduce((a, b) => (b.average > a.average ? b : a)); }
 
 // What is worth saying after the numbers.
 function remarks(steps) {
   const learned = curves.points.find(({ step }) => step === steps).accuracies.map(a => a[0]);
   if (mean(learned) < 0.3) return "Task A was not learned: take a lower η, or more epochs.";
-  const best = [...results.values()].reduce((a, b) => (b.average > a.average ? b : a));
   return results.size < 2 ? ""
-    : `Best of the ${results.size} λ trained: ${lambdaText(best.lam)}.`;
+    : `Best of the ${results.size} λ trained: ${lambdaText(best().lam)}.`;
 }
 
 // Show what has been trained already.
