@@ -180,7 +180,7 @@ function readAddress() {
     const whole = ["lr", "lam", "guess"].includes(name) || Number.isInteger(value);
     if (given.get(name) && whole && value >= low && value <= high) chosen[name] = value;
   }
-  if (given.get("curvature") in CURVATURES) chosen.curvature = given.get("curvature");
+  if (Object.hasOwn(CURVATURES, given.get("curvature"))) chosen.curvature = given.get("curvature");
   if (given.has("shown")) chosen.shown = given.get("shown") === "true";
   const guessed = chosen.shown && chosen.guess !== null;
   element("verdict").textContent = guessed ? verdict(chosen.guess, landscape) : "";
