@@ -26,6 +26,7 @@ try:
     import fastapi  # noqa: F401
     import fastapi_offline  # noqa: F401
     import jiwer  # noqa: F401
+    import num2words  # noqa: F401
     import pydantic_settings  # noqa: F401
     import python_multipart  # noqa: F401
     import soundfile  # noqa: F401

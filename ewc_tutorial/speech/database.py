@@ -20,7 +20,17 @@ CREATE TABLE IF NOT EXISTS corrections (
     seconds REAL NOT NULL,
     bytes   INTEGER NOT NULL,
     sha256  TEXT NOT NULL,
+    sent    TEXT,
+    sound   TEXT,
+    first   INTEGER,
     UNIQUE (sha256, text)
+);
+CREATE TABLE IF NOT EXISTS deletions (
+    seq     INTEGER PRIMARY KEY,
+    id      TEXT NOT NULL,
+    created TEXT NOT NULL,
+    deleted TEXT NOT NULL,
+    reason  TEXT NOT NULL
 );
 CREATE TABLE IF NOT EXISTS jobs (
     seq          INTEGER PRIMARY KEY AUTOINCREMENT,
@@ -49,6 +59,8 @@ CREATE TABLE IF NOT EXISTS losses (
     PRIMARY KEY (job, step)
 );
 """
+#: Columns that a database of an earlier version of the service lacks.
+_ADDED = {"corrections": {"sent": "TEXT", "sound": "TEXT", "first": "INTEGER"}}
 BUSY_SECONDS = 30.0
 
 
@@ -60,6 +72,11 @@ class Database:
         with self.connection() as connection:
             connection.execute("PRAGMA journal_mode = WAL")
             connection.executescript(SCHEMA)
+            for table, columns in _ADDED.items():
+                here = {row["name"] for row in connection.execute(f"PRAGMA table_info({table})")}
+                for name, kind in columns.items():
+                    if name not in here:
+                        connection.execute(f"ALTER TABLE {table} ADD COLUMN {name} {kind}")
 
     @contextmanager
     def connection(self) -> Iterator[sqlite3.Connection]:

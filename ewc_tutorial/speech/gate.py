@@ -22,6 +22,8 @@ OVERHEAD = 64 * 1024
 _LEAVE = {"Connection": "close"}
 #: The route that needs no token.
 OPEN = "/health"
+#: The route that takes more than one recording.
+ARCHIVE = "/upload/corrections/archive"
 
 
 class Gate:
@@ -39,19 +41,21 @@ class Gate:
         if settings.token is not None:
             self._token = settings.token.get_secret_value().encode()
         self._max_body = settings.max_bytes + OVERHEAD
+        self._max_archive = settings.max_archive_bytes + OVERHEAD
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
         headers = Headers(scope=scope)
-        refusal = self._refusal(scope, headers)
+        most = self._max_archive if scope["path"] == ARCHIVE else self._max_body
+        refusal = self._refusal(scope, headers, most)
         if refusal is not None:
             await refusal(scope, receive, send)
             return
-        await self._app(scope, self._counted(receive), send)
+        await self._app(scope, _counted(receive, most), send)
 
-    def _refusal(self, scope: Scope, headers: Headers) -> JSONResponse | None:
+    def _refusal(self, scope: Scope, headers: Headers, most: int) -> JSONResponse | None:
         if scope["path"] != OPEN:
             if self._token is not None:
                 if not self._has_token(headers):
@@ -63,8 +67,8 @@ class Gate:
             elif sentence := _stranger(scope, headers):
                 return _problem(403, sentence, _LEAVE)
         declared = headers.get("content-length", "")
-        if declared.isdigit() and int(declared) > self._max_body:
-            return _problem(413, self._too_large(), _LEAVE)
+        if declared.isdigit() and int(declared) > most:
+            return _problem(413, _too_large(most), _LEAVE)
         return None
 
     def _has_token(self, headers: Headers) -> bool:
@@ -73,21 +77,23 @@ class Gate:
             given.strip().encode("latin-1"), self._token
         )
 
-    def _counted(self, receive: Receive) -> Receive:
-        size = 0
 
-        async def counted() -> MutableMapping[str, Any]:
-            nonlocal size
-            message = await receive()
-            size += len(message.get("body", b""))
-            if size > self._max_body:
-                raise HTTPException(413, self._too_large(), _LEAVE)
-            return message
+def _counted(receive: Receive, most: int) -> Receive:
+    size = 0
 
-        return counted
+    async def counted() -> MutableMapping[str, Any]:
+        nonlocal size
+        message = await receive()
+        size += len(message.get("body", b""))
+        if size > most:
+            raise HTTPException(413, _too_large(most), _LEAVE)
+        return message
 
-    def _too_large(self) -> str:
-        return f"The request must have at most {self._max_body:,} bytes."
+    return counted
+
+
+def _too_large(most: int) -> str:
+    return f"The request must have at most {most:,} bytes."
 
 
 def _stranger(scope: Scope, headers: Headers) -> str | None:

@@ -6,14 +6,10 @@ import json
 import sqlite3
 import uuid
 from collections.abc import Iterable
-from datetime import UTC, datetime
 from typing import Any
 
 from ewc_tutorial.speech.database import Database
-
-
-def _now() -> str:
-    return datetime.now(UTC).isoformat(timespec="milliseconds")
+from ewc_tutorial.speech.index import now
 
 
 def _decoded(row: sqlite3.Row, losses: Iterable[sqlite3.Row]) -> dict[str, Any]:
@@ -43,7 +39,7 @@ class Jobs:
             connection.execute(
                 "INSERT INTO jobs (id, state, created, options, last_seq, model_before) "
                 "VALUES (?, 'waiting', ?, ?, ?, ?)",
-                (job, _now(), json.dumps(options), last_seq, model_before),
+                (job, now(), json.dumps(options), last_seq, model_before),
             )
         return job
 
@@ -110,7 +106,7 @@ class Jobs:
             job,
             "state = 'done', phase = 'done', progress = 1, model_after = ?, finished = ?",
             model_after,
-            _now(),
+            now(),
         )
 
     def fail(self, job: str, sentence: str) -> None:
@@ -147,7 +143,7 @@ class Jobs:
         return [_decoded(row, []) for row in rows]
 
     def _end(self, job: str, state: str, sentence: str) -> None:
-        self._update(job, "state = ?, error = ?, finished = ?", state, sentence, _now())
+        self._update(job, "state = ?, error = ?, finished = ?", state, sentence, now())
 
     def _update(self, job: str, assignments: str, *values: Any) -> None:
         with self._database.connection() as connection:

@@ -6,6 +6,7 @@ import ipaddress
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
+import num2words
 from pydantic import Field, FiniteFloat, SecretStr, ValidationError, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
@@ -86,8 +87,19 @@ class Settings(BaseSettings):
     )
     seed: int = Field(0, description="of everything random in a training")
 
+    normalise: bool = Field(
+        True, description="take marks out of texts and write numbers in words, where it is clear"
+    )
+    language: str = Field("de", description="of the numbers, as num2words names it")
+    retention_days: Annotated[FiniteFloat, Field(gt=0)] | None = Field(
+        None, description="corrections older than this are deleted [never]"
+    )
+
     max_bytes: Annotated[int, Field(ge=1024)] = Field(
         20 * 2**20, description="largest upload in bytes"
+    )
+    max_archive_bytes: Annotated[int, Field(ge=1024)] = Field(
+        500 * 2**20, description="largest archive of corrections in bytes"
     )
     max_seconds: Annotated[FiniteFloat, Field(gt=0)] = Field(30.0, description="longest recording")
     max_characters: Annotated[int, Field(ge=1)] = Field(500, description="longest text")
@@ -125,6 +137,18 @@ class Settings(BaseSettings):
                 "measured on what the model must not forget, not on what it is about to learn."
             )
         return self
+
+    @model_validator(mode="after")
+    def _numbers_can_be_read(self) -> Settings:
+        if self.language not in num2words.CONVERTER_CLASSES:
+            known = " ".join(sorted(num2words.CONVERTER_CLASSES))
+            raise ValueError(f"{PREFIX}LANGUAGE must be one of {known}, not {self.language!r}.")
+        return self
+
+    @property
+    def spelling(self) -> str | None:
+        """The language that texts are normalised in; None leaves them as they are."""
+        return self.language if self.normalise else None
 
     @property
     def old_folder(self) -> Path:

@@ -42,6 +42,10 @@ POSITIVE, NEGATIVE = GenerationMode.POSITIVE, GenerationMode.NEGATIVE
         ("GET", "/health", POSITIVE),  # nothing about it can be wrong
         ("POST", "/upload/corrections", POSITIVE),
         ("POST", "/upload/corrections", NEGATIVE),
+        ("POST", "/upload/corrections/archive", POSITIVE),
+        ("POST", "/upload/corrections/archive", NEGATIVE),
+        ("GET", "/deletions", POSITIVE),
+        ("GET", "/deletions", NEGATIVE),
         ("GET", "/corrections", POSITIVE),
         ("GET", "/corrections", NEGATIVE),
         ("GET", "/corrections/{correction_id}", POSITIVE),

@@ -57,8 +57,10 @@ def test_a_correction_is_fetched_corrected_and_deleted(service, wav):
     sound = service.client.get(f"{one}/audio")
     assert (sound.content, sound.headers["content-type"]) == (content, "audio/wav")
     changed = service.client.patch(one, json={"text": " Old  HILL"})
-    assert changed.json() == service.client.get(one).json() == sent | {"text": "old hill"}
-    for text in ("", "lion!", "l" * 400):
+    assert changed.json() == service.client.get(one).json() == sent | {
+        "text": "old hill", "sent": " Old  HILL",
+    }  # fmt: skip
+    for text in ("", "lion%", "l" * 400):
         assert service.client.patch(one, json={"text": text}).status_code == 422
     assert service.client.delete(one).status_code == 204
     for answer in (
@@ -67,6 +69,25 @@ def test_a_correction_is_fetched_corrected_and_deleted(service, wav):
     ):  # fmt: skip
         assert answer.status_code == 404
     assert sent["id"] not in {c["id"] for c in every_correction(service.client)}
+    (gone,) = service.client.get(f"/deletions?after={sent['seq'] - 1}&limit=1").json()["deletions"]
+    wanted = {key: sent[key] for key in ("seq", "id", "created")}
+    assert gone | wanted == gone
+    assert (gone["reason"], gone["models"]) == ("request", [])
+
+
+def test_the_text_may_be_a_file_and_as_people_write(service, wav):
+    """As the client of the source document sends it."""
+    answer = service.client.post(
+        "/upload/corrections",
+        files={
+            "audio": ("audio_0001.wav", wav(seconds=2.0, seed=42).read_bytes()),
+            "text": ("text_0001.txt", "\ufeff„Sea, sand …“ and stone!\r\n".encode()),
+        },
+    )
+    assert answer.status_code == 201
+    assert answer.json()["text"] == "sea sand and stone"
+    assert answer.json()["sent"].strip() == "„Sea, sand …“ and stone!"
+    service.client.delete(f"/corrections/{answer.json()['id']}")
 
 
 def test_versions_are_listed_and_strangers_are_refused(service):
@@ -96,8 +117,11 @@ def test_concurrent_uploads_are_all_kept_and_not_mixed_up(service, wav):
 REFUSED = {
     "no audio": ({"data": {"text": "lion"}}, 422, "audio"),
     "no text": ({"files": {"audio": ("x.wav", b"RIFF")}}, 422, "text"),
-    "text as a file": (
-        {"files": {"audio": ("x.wav", b"RIFF"), "text": ("x.txt", b"lion")}}, 422, "text"),
+    "a text that is no text": (
+        {"files": {"audio": ("x.wav", b"RIFF"), "text": ("x.txt", b"l\xf6we")}}, 422, "UTF-8"),
+    "a text of a megabyte": (
+        {"files": {"audio": ("x.wav", b"RIFF"), "text": ("x.txt", b"lion " * 200_000)}},
+        422, "at most 65,536"),
     "audio as a field": ({"data": {"text": "lion", "audio": "RIFF"}}, 422, "audio"),
     "one field too many": (
         {"files": {"audio": ("x.wav", b"RIFF")}, "data": {"text": "lion", "id": "7"}}, 422, "else"),
@@ -129,7 +153,9 @@ def test_what_is_wrong_is_answered_with_a_sentence(service, kind):
     assert "\n" not in answer.json()["detail"]
 
 
-@pytest.mark.parametrize("text", ["", "  ", "lion!", "l\x00ion", "lion" * 200, "\ud800", "löwe"])
+@pytest.mark.parametrize(
+    "text", ["", "  ", "...", "lion%", "3. lion", "l\x00ion", "lion" * 200, "\ud800", "löwe"]
+)
 def test_texts_that_cannot_be_learned_are_refused(service, wav, text):
     content = wav(seconds=25).read_bytes()
     answer = upload(service.client, content, text.encode("utf-8", "surrogatepass"))
@@ -240,7 +266,8 @@ def test_a_training_needs_earlier_speech_and_corrections_cannot_take_its_place(s
 def test_the_documents_describe_every_route(service):
     paths = service.client.get("/openapi.json").json()["paths"]
     assert set(paths) == {
-        "/health", "/upload/corrections", "/corrections", "/corrections/{correction_id}",
+        "/health", "/upload/corrections", "/upload/corrections/archive", "/deletions",
+        "/corrections", "/corrections/{correction_id}",
         "/corrections/{correction_id}/audio", "/train/ewc", "/train/ewc/{job_id}", "/models",
         "/models/{name}/diff/{other}", "/models/{name}/serve", "/transcribe",
     }  # fmt: skip

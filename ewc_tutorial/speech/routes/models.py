@@ -33,7 +33,7 @@ def add_models(app: FastAPI, settings: Settings, bearer: list[Any]) -> None:
             new=two,
             corrections=sorted(
                 correction.seq
-                for correction in service.corrections.page(one.last_seq, 2**31)
+                for correction in service.corrections.index.page(one.last_seq, 2**31)
                 if correction.seq <= two.last_seq
             ),
             settings={
