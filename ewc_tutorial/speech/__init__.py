@@ -27,8 +27,10 @@ try:
     import fastapi_offline  # noqa: F401
     import jiwer  # noqa: F401
     import num2words  # noqa: F401
+    import prometheus_client  # noqa: F401
     import pydantic_settings  # noqa: F401
     import python_multipart  # noqa: F401
+    import pythonjsonlogger  # noqa: F401
     import soundfile  # noqa: F401
     import soxr  # noqa: F401
     import transformers  # noqa: F401

@@ -25,13 +25,15 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from ewc_tutorial import files
-from ewc_tutorial.speech import audio
+from ewc_tutorial.speech import audio, convert
 from ewc_tutorial.speech.database import Database
 from ewc_tutorial.speech.errors import RefusedError
 from ewc_tutorial.speech.folders import TEXT_NAME
 from ewc_tutorial.speech.index import Correction, Index, now
 
 ABOUT = "about.json"
+#: The name, without an ending, of a recording that was sent in a format that ffmpeg reads.
+ORIGINAL = "original"
 #: The ending of a folder in ``incoming`` whose correction is being deleted.
 REMOVED = ".removed"
 #: What that file has.
@@ -137,21 +139,30 @@ class Corrections:
                 if size > self._max_bytes:
                     raise RefusedError(f"audio must have at most {self._max_bytes:,} bytes.", 413)
                 file.write(chunk)
+        kind = audio.kind_of(path)
+        if kind not in audio.NATIVE:  # decoded once, and not anew for each step of a training
+            os.rename(path, half / f"{ORIGINAL}.{kind}")
+            path = half / "audio.flac"
+            convert.to_flac(half / f"{ORIGINAL}.{kind}", path, kind, self._max_seconds)
+            files.sync_file(path)
         written = self.look_at(path)
         if check is not None:
             check(written.clip)
-        os.rename(path, half / f"audio.{written.clip.format}")
+        os.rename(path, half / _name_of(written.clip.format))
         with files.synced(half / TEXT_NAME) as file:
             file.write(text.encode())
         return written
 
     def look_at(self, path: Path) -> Written:
-        """Return what a file is.
+        """Return what a recording is. If there is an original in another format beside it, then
+        ``format``, ``bytes`` and ``sha256`` are of that.
 
         Raises:
             RefusedError: it cannot be used.
         """
         clip, wave = audio.decode(path, self._max_seconds)
+        for original in path.parent.glob(f"{ORIGINAL}.*"):
+            path, clip = original, replace(clip, format=original.suffix[1:])
         with open(path, "rb") as file:
             content = hashlib.file_digest(file, "sha256").hexdigest()
         return Written(clip, path.stat().st_size, content, audio.fingerprint(wave))
@@ -184,8 +195,14 @@ class Corrections:
             return there, False
 
     def path(self, correction: Correction) -> Path:
-        """Return where its recording is; the file may be gone."""
-        return self.folder / correction.id / f"audio.{correction.format}"
+        """Return where its recording is, as WAV or FLAC; the file may be gone."""
+        return self.folder / correction.id / _name_of(correction.format)
+
+    def original(self, correction: Correction) -> Path:
+        """Return where its recording is as it was sent."""
+        if correction.format in audio.NATIVE:
+            return self.path(correction)
+        return self.folder / correction.id / f"{ORIGINAL}.{correction.format}"
 
     def change_text(self, correction: Correction, text: str, sent: str | None = None) -> Correction:
         """Put another text in the place of a correction's; the arguments are as for :meth:`add`.
@@ -250,6 +267,11 @@ class Corrections:
             if path.exists():
                 parts[correction.first % hold_out == 2 % hold_out].append(path)
         return parts
+
+
+def _name_of(kind: str) -> str:
+    """Return the name of the file that a recording of this kind is read from."""
+    return f"audio.{kind if kind in audio.NATIVE else 'flac'}"
 
 
 def write_about(folder: Path, correction: Correction) -> None:

@@ -71,7 +71,7 @@ def main() -> None:
     arguments = parser.parse_args()
     if not arguments.folder.is_dir():
         raise SystemExit(f"{str(arguments.folder)!r} is no folder.")
-    token = settings.token
+    token = settings.upload_token or settings.token
     headers = {} if token is None else {"Authorization": f"Bearer {token.get_secret_value()}"}
     try:
         with httpx.Client(base_url=arguments.to, headers=headers, timeout=120.0) as client:

@@ -77,6 +77,12 @@ class Jobs:
             ).fetchone()
         return row["id"] if row else None
 
+    def states(self) -> dict[str, int]:
+        """Return how many jobs are in each state that some are in."""
+        with self._database.connection() as connection:
+            rows = connection.execute("SELECT state, COUNT(*) AS n FROM jobs GROUP BY state")
+            return {row["state"]: row["n"] for row in rows}
+
     def begin(self, job: str) -> None:
         """Note that a worker has taken the job up, for the first time or again."""
         self._update(job, "state = 'running', attempts = attempts + 1")

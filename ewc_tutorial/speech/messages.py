@@ -32,7 +32,7 @@ class CorrectionOut(BaseModel):
     created: str
     text: str = Field(description="as the model writes it")
     sent: str = Field(description="the text as it was sent")
-    format: Literal["wav", "flac"]
+    format: Literal["wav", "flac", "mp3", "ogg", "m4a", "webm"]
     rate: int = Field(description="samples per second")
     seconds: float
     bytes: int

@@ -10,10 +10,11 @@ from typing import BinaryIO
 
 from ewc_tutorial.speech.audio import Clip
 from ewc_tutorial.speech.corrections import Corrections
-from ewc_tutorial.speech.database import Database, lock_folder
+from ewc_tutorial.speech.database import lock_folder, open_database
 from ewc_tutorial.speech.disk import disk_problem
 from ewc_tutorial.speech.index import Correction, time_before
 from ewc_tutorial.speech.jobs import Jobs
+from ewc_tutorial.speech.private import make_private
 from ewc_tutorial.speech.recogniser import Recogniser
 from ewc_tutorial.speech.recovery import recover
 from ewc_tutorial.speech.serving import Serving
@@ -32,9 +33,10 @@ class Service:
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
         settings.data.mkdir(parents=True, exist_ok=True)
+        make_private(settings.data)
         self._stopping = threading.Event()
         self._lock = lock_folder(settings.data, "server.lock")
-        database = Database(settings.data / "service.sqlite3")
+        database = open_database(settings.data / "service.sqlite3")
         self.corrections = Corrections(
             settings.data, database, settings.max_bytes, settings.max_seconds
         )
@@ -87,8 +89,8 @@ class Service:
 
     @property
     def recogniser(self) -> Recogniser:
-        """The model in use."""
-        return self.serving.current()[1]
+        """The model in use, or that which was until a new one is loaded."""
+        return self.serving.peek()[1]
 
     def clean(self, text: str) -> str:
         """Return a text as the model in use would write it, or raise RefusedError."""

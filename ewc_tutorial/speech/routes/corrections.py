@@ -26,6 +26,11 @@ from ewc_tutorial.speech.routes.common import check_file_name, exactly, problems
 from ewc_tutorial.speech.service import Service
 from ewc_tutorial.speech.settings import Settings
 
+_MEDIA = {
+    "wav": "audio/wav", "flac": "audio/flac", "mp3": "audio/mpeg", "ogg": "audio/ogg",
+    "m4a": "audio/mp4", "webm": "audio/webm",
+}  # fmt: skip
+
 
 def add_corrections(app: FastAPI, settings: Settings, bearer: list[Any]) -> None:
     """Add ``/upload/corrections`` and ``/corrections``."""
@@ -36,7 +41,7 @@ def add_corrections(app: FastAPI, settings: Settings, bearer: list[Any]) -> None
         dependencies=[*bearer, Depends(exactly("audio", "text"))],
         responses={
             200: {"model": CorrectionOut, "description": "The same had been sent before."},
-            **problems(400, 422),
+            **problems(400, 415, 422),
         },
     )
     def upload_correction(
@@ -47,7 +52,8 @@ def add_corrections(app: FastAPI, settings: Settings, bearer: list[Any]) -> None
             str | UploadFile, Form(description="what was really said; a file in UTF-8 will do")
         ],
     ) -> CorrectionOut:
-        """Keep a recording (WAV or FLAC) with its corrected text.
+        """Keep a recording with its corrected text: WAV or FLAC, and where ffmpeg is installed MP3,
+        Ogg (Opus, Vorbis), M4A or WebM.
 
         The answer comes when both are whole on the disk. Sending the same again changes nothing.
         """
@@ -152,17 +158,17 @@ def _add_one(app: FastAPI, bearer: list[Any]) -> None:
         dependencies=bearer,
         response_class=FileResponse,
         responses={
-            200: {"content": {"audio/wav": {}, "audio/flac": {}}},
+            200: {"content": {kind: {} for kind in _MEDIA.values()}},
             **problems(404, 422),
         },
     )
     def get_recording(request: Request, correction_id: str) -> FileResponse:
         """Its recording, as it was sent."""
         correction = found(request, correction_id)
-        path = request.app.state.service.corrections.path(correction)
+        path = request.app.state.service.corrections.original(correction)
         if not path.exists():
             raise RefusedError("The recording of this correction is gone.", 404)
-        return FileResponse(path, media_type=f"audio/{correction.format}")
+        return FileResponse(path, media_type=_MEDIA[correction.format])
 
     @app.patch(one, dependencies=bearer, responses=problems(400, 404, 409, 422))
     def change_text(request: Request, correction_id: str, new: NewText) -> CorrectionOut:
