@@ -76,7 +76,9 @@ def protocol(most: int) -> type[H11Protocol]:
             super().connection_made(transport)
             self._wait()
             if len(self.connections) > most:
-                next(iter(self.idle)).transport.abort()
+                longest = next(iter(self.idle))
+                longest._go_on()  # at once, so that each new connection closes another one
+                longest.transport.abort()
 
         def data_received(self, data: bytes) -> None:
             super().data_received(data)
