@@ -39,42 +39,68 @@ _log = logging.getLogger(__name__)
 def prepare(settings: Settings) -> None:
     """Make the first version of the model, unless there is one already.
 
-    With the default model and no way to the hub, the small model takes its place, and the log says
-    so. With it comes some earlier speech, if there is none.
+    With the default model and no way to the hub, the small model stands in for it, and the log says
+    so; each later start tries again. With the small model come some earlier speech, if there is
+    none, and recordings of a voice that is new to it.
 
     Raises:
         SystemExit: the model that the settings name cannot be had; its message is one sentence.
     """
     models = Versions(settings.data / "models")
     models.recover()
-    if models.names():
-        _say_if_another_is_wanted(models, settings.model)
+    wanted, here = settings.model, bool(models.names())
+    if here and models.about(BASE).get("instead_of") != wanted:
+        _say_if_another_is_wanted(models, wanted)
         return
-    source = settings.model
-    if source != TINY:
+    about = {"source": wanted}
+    if wanted == TINY:
+        recogniser = _small(settings)
+    else:
         try:
-            recogniser = Recogniser(source)
+            recogniser = Recogniser(wanted)
         except UnusableModelError as error:
-            if source != GERMAN:
+            if wanted != GERMAN:
                 raise SystemExit(
                     f"{PREFIX}MODEL must be a folder with a wav2vec 2.0 model and its processor, a "
                     f"name on the hub, or {TINY!r}. {error}"
                 ) from None
             _log.warning(
-                "%s A small one takes its place, which knows synthetic speech alone. To begin "
-                "again with the German one, delete %s.",
+                "%s A small model stands in for it, which knows synthetic speech alone, until a "
+                "start finds the other one.",
                 error,
-                models.folder,
             )
-            source = TINY
-    if source == TINY:
-        _log.warning("Training the small model, about half a minute.")
-        recogniser = train_tiny(seed=settings.seed)
-        # Not into a folder of somebody's own.
-        if settings.old is None and not recordings_in(settings.old_folder):
-            synthetic.write_folder(settings.old_folder, synthetic.OLD_SPEAKERS, 150, seed=1)
-    models.add(BASE, recogniser.save, {"source": source})
+            if here:
+                return
+            recogniser, about = _small(settings), {"source": TINY, "instead_of": wanted}
+    if here:
+        gone = models.clear()
+        _log.warning("%s is here. What was made of the small model goes: %s.", wanted, gone)
+    models.add(BASE, recogniser.save, about)
     models.switch(BASE)
+
+
+def stand_in(models: Versions) -> str | None:
+    """Return a sentence if the small model stands in for another one, or None."""
+    wanted = models.about(BASE).get("instead_of")
+    if wanted is None:
+        return None
+    return (
+        f"The small model stands in for {wanted}, which could not be downloaded: restart the "
+        "service when the hub can be reached."
+    )
+
+
+def _small(settings: Settings) -> Recogniser:
+    _log.warning("Training the small model, about half a minute.")
+    # Not into a folder of somebody's own.
+    if settings.old is None and not recordings_in(settings.old_folder):
+        synthetic.write_folder(settings.old_folder, synthetic.OLD_SPEAKERS, 150, seed=1)
+    examples = settings.data / "examples"
+    for i, (wave, text, _) in enumerate(synthetic.recordings([synthetic.NEW_SPEAKER], 20, 5), 1):
+        examples.mkdir(exist_ok=True)
+        synthetic.write(examples / f"audio_{i:04d}.wav", wave)
+        (examples / f"text_{i:04d}.txt").write_text(text + "\n", encoding="utf-8")
+    return train_tiny(seed=settings.seed)
 
 
 def _say_if_another_is_wanted(models: Versions, wanted: str) -> None:

@@ -106,7 +106,7 @@ class Trainings:
         return True
 
     def _check(self, wish: TrainRequest) -> None:
-        new, new_tests = self._corrections.split(self._corrections.last_seq(), self._hold_out)
+        new, new_tests = self._corrections.split(self._corrections.index.last_seq(), self._hold_out)
         if not new or not new_tests:
             raise RefusedError(
                 f"There are {len(new) + len(new_tests)} corrections; a training needs at least "
@@ -123,7 +123,7 @@ class Trainings:
 
     def _settled(self, wish: TrainRequest, seq: int) -> tuple[dict[str, Any], int, str]:
         """Return options, last correction and first version of a training that begins now."""
-        last_seq = self._corrections.last_seq()
+        last_seq = self._corrections.index.last_seq()
         small = hasattr(self._serving.current()[1].model.config, SMALL)
         plan: dict[str, Any] = {
             "learning_rate": 2e-3 if small else 3e-5,

@@ -168,7 +168,7 @@ def test_the_line_of_trainings_has_an_end(service, monkeypatch):
 def test_what_waits_for_corrections_that_are_deleted_fails_and_blocks_no_other(service):
     first = service.trainings.request(TrainRequest())
     service.trainings.request(TrainRequest(lam=1))
-    for correction in service.corrections.page():
+    for correction in service.corrections.index.page():
         service.corrections.remove(correction)
     service.trainings.runner.cancel(first)
     assert states(service) == ["cancelled", "failed"]
