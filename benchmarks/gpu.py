@@ -15,6 +15,8 @@ from __future__ import annotations
 
 import argparse
 import copy
+import gc
+import time
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -31,6 +33,7 @@ from benchmarks.timing import paired
 from ewc_tutorial.course import learn, mlp, permuted_tasks
 from ewc_tutorial.course.models import small_cnn
 from ewc_tutorial.course.sweep import lambda_sweep
+from ewc_tutorial.curvature.compact import Compact
 from ewc_tutorial.ewc import EWC
 from ewc_tutorial.fisher import fisher_diagonal
 from ewc_tutorial.huggingface import sequence_fisher
@@ -321,7 +324,7 @@ def random_importance(ewc: EWC) -> dict[str, Tensor]:
 # --- a sweep -------------------------------------------------------------------------------------
 
 
-def sweep_rows(rounds: int, epochs: int = 5) -> Iterator[Row]:
+def sweep_rows(rounds: int, members: list[int], epochs: int = 5) -> Iterator[Row]:
     """Yield the time of sweeps over λ, and how far their members are from single runs."""
     tasks = [task.to(DEVICE) for task in permuted_tasks(2)]
     budget = {"lr": 0.1, "epochs": epochs, "evaluations": 10}
@@ -335,37 +338,99 @@ def sweep_rows(rounds: int, epochs: int = 5) -> Iterator[Row]:
         options = {"hidden": (64, 64), "device": DEVICE, "progress": False}
         return lambda_sweep(tasks, lambdas, **options, **budget)
 
-    pairs = {
-        m: (finished(partial(sweep, m)), finished(partial(alone, 10.0))) for m in (32, 256, 1000)
-    }
-    for members, seconds in paired(pairs, min(rounds, 3)).items():
-        found = sweep(members)
-        some = range(0, members, members // 8)
+    pairs = {m: (finished(partial(sweep, m)), finished(partial(alone, 10.0))) for m in members}
+    for count, seconds in paired(pairs, min(rounds, 3)).items():
+        found = sweep(count)
+        some = range(0, count, count // 8)
         differences = [
             abs(found.average_accuracy[i, 0] - alone(float(found.lambdas[i]))) for i in some
         ]
         yield {
-            "members": members,
+            "members": count,
             "multiple": seconds.multiple(),
             "seconds": seconds.median(),
             "largest_difference": max(differences),
         }
 
 
+# --- a large model's memory ----------------------------------------------------------------------
+
+
+def state_rows(rounds: int, steps: int = 3) -> Iterator[Row]:
+    """Yield what each form of S and μ takes of GPT-2 in bfloat16, and what a step with it costs."""
+    tokens = sequences(1, 512)
+    forms: dict[str, Any] = {
+        "float32": "diagonal",
+        "three bytes": Compact(),
+        "three bytes, on the CPU": Compact(device="cpu"),
+    }
+    for size in ("gpt2", "xl"):
+        for form, curvature in forms.items():
+            model = gpt2(size).to(torch.bfloat16)
+            n = sum(p.numel() for p in model.parameters())
+            optimizer = torch.optim.SGD(model.parameters(), lr=1e-4)
+
+            def run(model: nn.Module = model, optimizer: Any = optimizer) -> None:
+                for _ in range(steps):
+                    optimizer.zero_grad()
+                    model(input_ids=tokens, labels=tokens).loss.backward()
+                    optimizer.step()
+
+            plain_peak = max(peak_megabytes(run), peak_megabytes(run))
+            plain = [seconds_of(run) for _ in range(rounds)]
+            before = allocated()
+            ewc = EWC(model, 1.0, rule="latest", curvature=copy.deepcopy(curvature))
+            ewc.merge(random_importance(ewc))
+            kept = allocated() - before
+            attached = ewc.attach(optimizer)
+            run()
+            peak = peak_megabytes(run)
+            seconds = [seconds_of(run) for _ in range(rounds)]
+            attached.remove()
+            yield {
+                "model": size,
+                "weights": n,
+                "form": form,
+                "bytes_per_weight": kept / n,
+                "step_peak_mb": peak,
+                "plain_step_peak_mb": plain_peak,
+                "multiple": float(np.median(seconds) / np.median(plain)),
+                "ms_per_step": 1e3 * float(np.median(seconds)) / steps,
+            }
+            del model, optimizer, ewc, attached, run
+            torch.cuda.empty_cache()
+
+
+def seconds_of(function: Callable[[], object]) -> float:
+    wait()
+    start = time.perf_counter()
+    function()
+    wait()
+    return time.perf_counter() - start
+
+
+def allocated() -> int:
+    """Return the bytes that PyTorch holds on the GPU."""
+    gc.collect()
+    return torch.cuda.memory_allocated() if DEVICE == "cuda" else 0
+
+
 # --- the table -----------------------------------------------------------------------------------
 
-PARTS = {"fisher": fisher_rows, "step": step_rows, "sweep": sweep_rows}
+PARTS = {"fisher": fisher_rows, "step": step_rows, "sweep": sweep_rows, "state": state_rows}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--only", nargs="+", choices=PARTS, default=list(PARTS))
     parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--members", type=int, nargs="+", default=[32, 256, 1000])
     parser.add_argument("--out", type=Path, default=RESULTS)
     options = parser.parse_args()
     for part in options.only:
         rows = []
-        for row in PARTS[part](options.rounds):
+        more = {"members": options.members} if part == "sweep" else {}
+        for row in PARTS[part](options.rounds, **more):
             rows.append(row | {"device": NAME, "torch": torch.__version__})
             print({k: round(v, 4) if isinstance(v, float) else v for k, v in row.items()})
             table = pd.DataFrame(rows)

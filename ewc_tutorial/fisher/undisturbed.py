@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator
 from contextlib import ExitStack, contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -75,19 +76,30 @@ def _full_precision() -> Iterator[None]:
     By default convolutions round to the ten bits of TensorFloat-32, in ways that depend on the
     size of the batch: samples would seem to influence each other.
     """
-    matmul, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
-    if hasattr(matmul, "fp32_precision"):  # since PyTorch 2.9, where the older names may raise
-        switches = [(part, "fp32_precision", "ieee") for part in (matmul, cudnn.conv, cudnn.rnn)]
-    else:
-        switches = [(part, "allow_tf32", False) for part in (matmul, cudnn)]
-    before = [getattr(part, name) for part, name, _ in switches]
+    matmul: Any = torch.backends.cuda.matmul
+    cudnn: Any = torch.backends.cudnn
     try:
-        for switch in switches:
-            setattr(*switch)
+        matrices, convolutions = torch.get_float32_matmul_precision(), cudnn.allow_tf32
+    except RuntimeError:
+        # Someone has used the names of PyTorch 2.9, which these raise beside. They come first all
+        # the same: Transformers and PyTorch itself read them in the middle of a model.
+        parts = (matmul, cudnn.conv, cudnn.rnn)
+        before = [part.fp32_precision for part in parts]
+        try:
+            for part in parts:
+                part.fp32_precision = "ieee"
+            yield
+        finally:
+            for part, value in zip(parts, before, strict=True):
+                part.fp32_precision = value
+        return
+    try:
+        torch.set_float32_matmul_precision("highest")
+        cudnn.allow_tf32 = False
         yield
     finally:
-        for (part, name, _), value in zip(switches, before, strict=True):
-            setattr(part, name, value)
+        torch.set_float32_matmul_precision(matrices)
+        cudnn.allow_tf32 = convolutions
 
 
 def _that_change_with_their_mode(model: nn.Module) -> set[nn.Module]:
@@ -131,13 +143,15 @@ def _recurrent_layers_step_by_step() -> Iterator[None]:
     oneDNN's fused LSTM hides its products; cuDNN's layers do, too, and have no backward pass in
     evaluation mode.
     """
-    before = torch.backends.mkldnn.enabled
-    with torch.backends.cudnn.flags(enabled=False):
-        torch.backends.mkldnn.enabled = False  # type: ignore[assignment]
-        try:
-            yield
-        finally:
-            torch.backends.mkldnn.enabled = before
+    backends: tuple[Any, ...] = (torch.backends.mkldnn, torch.backends.cudnn)
+    before = [backend.enabled for backend in backends]
+    try:
+        for backend in backends:
+            backend.enabled = False
+        yield
+    finally:
+        for backend, enabled in zip(backends, before, strict=True):
+            backend.enabled = enabled
 
 
 @contextmanager
