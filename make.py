@@ -95,7 +95,7 @@ COMMANDS: Dict[str, Command] = {
         "Show the λ lab alone as a web page, for a classroom screen", "all", app, "options of Voilà"
     ),
     "lab-html": Command(
-        "Write build/lambda_lab.html, a λ slider that needs no kernel and no network",
+        "Write build/lambda_lab.html, which trains in a browser: no kernel, no network",
         "all",
         module("ewc_tutorial.course.explorer.page", "build/lambda_lab.html"),
     ),

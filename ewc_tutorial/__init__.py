@@ -9,10 +9,12 @@
 Three wings. The library, this package itself, needs PyTorch, NumPy and tqdm only:
 
 * ``ewc``: :class:`EWC` and :class:`L2`, what a network remembers of its tasks;
+* ``choice``: λ chosen by trying: :func:`choose_lambda`;
 * ``path``: λ chosen after training: :func:`between` and ``EWC.path``;
 * ``curvature``: the forms in which it does: a diagonal, Kronecker factors per layer, or ones;
 * ``fisher``: the Fisher information that says what matters, of any model;
-* ``diagnosis``: :func:`diagnose`, what is wrong with a set-up of your own;
+* ``diagnosis``: :func:`diagnose`, what is wrong with a set-up of your own, and
+  :func:`retention_report`, what a training kept and learned;
 * ``unlearning``: a network that can forget one of its tasks;
 * ``huggingface``: the Trainer, sequences, LoRA (wants the extra ``huggingface``);
 * ``frameworks``: Lightning and Avalanche (wants the extra ``frameworks``).
@@ -24,7 +26,8 @@ imports neither.
 
 from importlib.metadata import PackageNotFoundError, version
 
-from ewc_tutorial.diagnosis import diagnose
+from ewc_tutorial.choice import choose_lambda
+from ewc_tutorial.diagnosis import diagnose, retention_report
 from ewc_tutorial.ewc import EWC, L2
 from ewc_tutorial.fisher import explain_fisher, fisher_diagonal
 from ewc_tutorial.path import between
@@ -34,4 +37,14 @@ try:
 except PackageNotFoundError:  # a checkout that is on the path without being installed
     __version__ = "0+unknown"
 
-__all__ = ["EWC", "L2", "__version__", "between", "diagnose", "explain_fisher", "fisher_diagonal"]
+__all__ = [
+    "EWC",
+    "L2",
+    "__version__",
+    "between",
+    "choose_lambda",
+    "diagnose",
+    "explain_fisher",
+    "fisher_diagonal",
+    "retention_report",
+]

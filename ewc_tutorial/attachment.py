@@ -15,6 +15,7 @@ Without the force the weights would rest where the gradient is of order η times
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -129,18 +130,33 @@ class Attachment:
 
     @torch.no_grad()
     def _proximal_step(self, steps: dict[str, tuple[Tensor, Step]]) -> None:
+        protected = [n for n in self._ewc.weights() if n in steps and self._rates.get(n)]
         # η/d of the whole period, where the weights move at all.
-        shares = {
-            n: self._rates[n] / step.scale for n, (_, step) in steps.items() if self._rates[n]
-        }
-        scales = {name: step.scale for name, (_, step) in steps.items()}
-        protected = [name for name in self._ewc.weights() if name in shares]
+        shares = {}
+        if self._every > 1:
+            shares = {name: self._rates[name] / steps[name][1].scale for name in protected}
         for name in protected:
             if name in self._force:
                 steps[name][0].add_(self._force[name] * shares[name])
         if self._every > 1:
             before = {name: steps[name][0].clone() for name in protected}
-        self._ewc.proximal_step_(self._rates, scales, self._start)
+        self._ewc.proximal_step_(self._rates, _Scales(steps), self._start)
         self._waited, self._rates = 0, {}
         if self._every > 1:
             self._force = {n: (before[n] - steps[n][0]) / shares[n] for n in protected}
+
+
+class _Scales(Mapping[str, float | Tensor]):
+    """The d of each parameter, computed when it is looked at."""
+
+    def __init__(self, steps: Mapping[str, tuple[Tensor, Step]]) -> None:
+        self._steps = steps
+
+    def __getitem__(self, name: str) -> float | Tensor:
+        return self._steps[name][1].scale
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._steps)
+
+    def __len__(self) -> int:
+        return len(self._steps)

@@ -26,12 +26,17 @@ def sync_folder(folder: Path) -> None:
         os.close(handle)
 
 
+def sync_file(path: Path) -> None:
+    """Make the content of a file durable that another program has written."""
+    with open(path, "rb+") as file:
+        os.fsync(file.fileno())
+
+
 def sync_tree(folder: Path) -> None:
     """Make every file below a folder durable, and every name."""
     for parent, _, names in os.walk(folder, topdown=False):
         for name in names:
-            with open(Path(parent) / name, "rb+") as file:
-                os.fsync(file.fileno())
+            sync_file(Path(parent) / name)
         sync_folder(Path(parent))
 
 

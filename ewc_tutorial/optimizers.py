@@ -14,17 +14,27 @@ had a λ of its own.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
 
-class Step(NamedTuple):
-    """A step −(lr/scale)·g; ``scale`` is one number, or a tensor of the parameter's shape."""
+@dataclass(frozen=True)
+class Step:
+    """A step −(lr/scale)·g; ``scale`` is one number, or a tensor of the parameter's shape.
+
+    It is computed anew each time it is asked for, so that no more than one parameter's has to be
+    in memory.
+    """
 
     lr: float
-    scale: float | Tensor = 1.0
+    _scale: Callable[[], float | Tensor] = lambda: 1.0
+
+    @property
+    def scale(self) -> float | Tensor:
+        return self._scale()
 
 
 def steps_of(optimizer: torch.optim.Optimizer) -> dict[Tensor, Step]:
@@ -64,29 +74,34 @@ def _sgd(group: dict[str, Any], state: dict[str, Any] | None) -> Step:
 
 
 def _adam(group: dict[str, Any], state: dict[str, Any] | None) -> Step:
-    lr = float(group["lr"])
+    lr, eps = float(group["lr"]), _above_zero(group["eps"])
     if not state:
-        return Step(lr, _above_zero(group["eps"]))
+        return Step(lr, lambda: eps)
     square = state["max_exp_avg_sq" if group["amsgrad"] else "exp_avg_sq"]
     correction = 1 - group["betas"][1] ** float(state["step"])
-    return Step(lr, square.sqrt().mul_(correction**-0.5).add_(_above_zero(group["eps"])))
+    return Step(lr, lambda: square.sqrt().mul_(correction**-0.5).add_(eps))
 
 
 def _rmsprop(group: dict[str, Any], state: dict[str, Any] | None) -> Step:
-    lr = float(group["lr"]) / (1 - group["momentum"])
+    lr, eps = float(group["lr"]) / (1 - group["momentum"]), _above_zero(group["eps"])
     if not state:
-        return Step(lr, _above_zero(group["eps"]))
-    square = state["square_avg"]
-    if group["centered"]:
-        mean = state["grad_avg"]
-        square = square.addcmul(mean, mean, value=-1).clamp_min_(0)
-    return Step(lr, square.sqrt().add_(_above_zero(group["eps"])))
+        return Step(lr, lambda: eps)
+
+    def scale() -> Tensor:
+        square = state["square_avg"]
+        if group["centered"]:
+            mean = state["grad_avg"]
+            square = square.addcmul(mean, mean, value=-1).clamp_min_(0)
+        return square.sqrt().add_(eps)
+
+    return Step(lr, scale)
 
 
 def _adagrad(group: dict[str, Any], state: dict[str, Any] | None) -> Step:
     assert state is not None  # Adagrad makes its state when it is made
     lr = float(group["lr"]) / (1 + max(float(state["step"]) - 1, 0) * group["lr_decay"])
-    return Step(lr, state["sum"].sqrt().add_(_above_zero(group["eps"])))
+    total, eps = state["sum"], _above_zero(group["eps"])
+    return Step(lr, lambda: total.sqrt().add_(eps))
 
 
 def _above_zero(eps: float) -> float:

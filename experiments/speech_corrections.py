@@ -4,20 +4,20 @@
     python -m experiments.speech_corrections 0 1 2      # these
 
 For each seed a base model is trained on the old speakers, then, always from the same base, it
-learns from 40 corrections of the new speaker in several ways. A row per run goes to
-the table ``speech_corrections`` as soon as it is done; what is there is not run again. The
-word error rates are those on 120 recordings of old speakers and 80 of the new one, made for this
-and used for nothing else. What is "drawn back" is a trained model on the straight line from its
-base, at ``fraction`` of the way, all parts of it from one training. All rows of a seed must come
-from one kind of machine.
-``replay`` is the share of each batch that is old speech, from all 100 old recordings; "old speech
-mixed in" adds 40 of them to the corrections. Takes about two minutes for each seed on one idle
-core.
+learns from 40 corrections of the new speaker in several ways. A row per run goes to the table
+``speech_corrections`` as soon as it is done; what is there is not run again. The word error rates
+are those on 120 recordings of old speakers and 80 of the new one, made for this and used for
+nothing else. What is "drawn back" is a trained model on the straight line from its base, at
+``fraction`` of the way, all parts of it from one training; :mod:`experiments.speech_path` walks on
+other ways back, too. All rows of a seed must come from one kind of machine. ``replay`` is the share
+of each batch that is old speech, from all 100 old recordings; "old speech mixed in" adds 40 of them
+to the corrections. Takes about four minutes for each seed on one idle core.
 """
 
 from __future__ import annotations
 
 import argparse
+import copy
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -29,7 +29,12 @@ import torch
 from ewc_tutorial.course import tables
 from ewc_tutorial.path import between
 from ewc_tutorial.speech.base import train_tiny
-from ewc_tutorial.speech.learning import Plan, Recording, evaluate, learn
+from ewc_tutorial.speech.learning import (
+    Plan,
+    Recording,
+    evaluate,
+    learn,
+)
 from ewc_tutorial.speech.recogniser import Recogniser
 from ewc_tutorial.speech.synthetic import (
     NEW_SPEAKER,
@@ -43,6 +48,7 @@ TABLE = tables.path("speech_corrections")
 KEY = ["seed", "run", "lam", "replay", "fraction"]
 COLUMNS = [*KEY, "old_before", "new_before", "old", "new"]
 PLAN = Plan(learning_rate=2e-3, steps=100, freeze_encoder=False, fisher_samples=100)
+KRONECKER = replace(PLAN, curvature="kronecker")
 LAMBDAS = (1.0, 10.0, 100.0, 1000.0, 10_000.0)
 #: Parts of the way from the base to the trained weights.
 FRACTIONS = (0.8, 0.6, 0.4, 0.2)
@@ -52,13 +58,14 @@ RUNS = (
     + [("EWC and replay", "old", replace(PLAN, lam=lam, replay=0.5)) for lam in (10.0, 100.0)]
     + [("plain", "old", replace(PLAN, lam=0.0))]
     + [("EWC", "old", replace(PLAN, lam=lam)) for lam in LAMBDAS]
-    + [("replay", "old", replace(PLAN, lam=0.0, replay=0.25))]
+    + [("EWC, Kronecker factors", "old", replace(KRONECKER, lam=lam)) for lam in LAMBDAS[:4]]
+    + [("replay", "old", replace(PLAN, lam=0.0, replay=share)) for share in (0.125, 0.25, 0.75)]
     + [("EWC, F of the corrections", "corrections", replace(PLAN, lam=lam)) for lam in LAMBDAS]
     + [("old speech mixed in", "old", replace(PLAN, lam=0.0))]
     + [("LoRA", "old", replace(PLAN, lam=lam, lora_rank=4)) for lam in (0.0, 100.0, 1000.0)]
 )
 #: Which of them are drawn back, and with which λ.
-DRAWN_BACK = {"plain": (0.0,), "EWC": (10.0,), "replay": (0.0,)}
+DRAWN_BACK = {"plain": (0.0,), "EWC": (10.0,), "replay": (0.0,), "EWC and replay": (10.0,)}
 
 
 def spoken(speakers: tuple[Speaker, ...], n: int, seed: int) -> list[Recording]:
@@ -77,25 +84,23 @@ def material(seed: int) -> tuple[list[Recording], ...]:
     )
 
 
-def fractions(name: str, plan: Plan) -> tuple[float, ...]:
-    """Return the parts of the way at which a run is measured, the end first."""
-    return (1.0, *(FRACTIONS if plan.lam in DRAWN_BACK.get(name, ()) else ()))
+def points(name: str, plan: Plan) -> list[tuple[str, float, float]]:
+    """Return what is measured of a training: how it is called, its λ, the part of the way."""
+    found = [(name, plan.lam, 1.0)]
+    if plan.lam in DRAWN_BACK.get(name, ()):
+        found += [(f"{name}, drawn back", plan.lam, fraction) for fraction in FRACTIONS]
+    return found
 
 
-def called(name: str, fraction: float) -> str:
-    """Return what a run is called in the table."""
-    return name if fraction == 1.0 else f"{name}, drawn back"
-
-
-def missing(seed: int) -> Iterator[tuple[str, str, Plan, list[float]]]:
-    """Yield the runs of a seed with the parts of the way that are not in the table."""
+def missing(seed: int) -> Iterator[tuple[str, str, Plan, list[tuple[str, float, float]]]]:
+    """Yield the trainings of a seed with their points that are not in the table."""
     table = pd.read_csv(TABLE) if TABLE.exists() else pd.DataFrame(columns=COLUMNS)
     have = set(table[KEY].itertuples(index=False, name=None))
     for name, source, plan in RUNS:
         wanted = [
-            fraction
-            for fraction in fractions(name, plan)
-            if (seed, called(name, fraction), plan.lam, plan.replay, fraction) not in have
+            (called, lam, fraction)
+            for called, lam, fraction in points(name, plan)
+            if (seed, called, lam, plan.replay, fraction) not in have
         ]
         if wanted:
             yield name, source, plan, wanted
@@ -138,11 +143,11 @@ def run_seed(seed: int) -> None:
                 new,
                 replace(plan, seed=seed, checkpoint_every=10**6),
             )
-            end = {n: weight.clone() for n, weight in recogniser.model.state_dict().items()}
-            for fraction in wanted:
+            end = copy.deepcopy(recogniser.model.state_dict())
+            for called, lam, fraction in wanted:
                 recogniser.model.load_state_dict(between(start, end, fraction))
                 rates = (*before, evaluate(recogniser, old_tests), evaluate(recogniser, new_tests))
-                row = [seed, called(name, fraction), plan.lam, plan.replay, fraction]
+                row = [seed, called, lam, plan.replay, fraction]
                 row += [round(rate, 4) for rate in rates]
                 stored_rows.append(TABLE, [dict(zip(COLUMNS, row, strict=True))])
                 print(*row, flush=True)

@@ -1,7 +1,7 @@
 """What else could be done with Dora's corrections: more ways for notebook 10, a row per run.
 
-    python -m experiments.speech_variants            # the seeds 0, 1 and 2
-    python -m experiments.speech_variants 3 4        # these
+    python -m experiments.speech_variants            # five seeds
+    python -m experiments.speech_variants 0 1 2      # these
 
 Base models, recordings and budget are those of ``speech_corrections``, whose runs without a penalty
 and with EWC are done again here, for one more column. ``drift`` needs no text and no old voice: the
@@ -94,7 +94,7 @@ def run_seed(seed: int) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("seeds", nargs="*", type=int, default=range(3))
+    parser.add_argument("seeds", nargs="*", type=int, default=range(5))
     torch.set_num_threads(1)
     for seed in parser.parse_args().seeds:
         run_seed(seed)

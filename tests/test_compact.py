@@ -8,6 +8,7 @@ import os
 
 import pytest
 import torch
+from test_fisher_memory import PeakMemory
 from torch import nn
 from torch.nn import functional
 
@@ -274,6 +275,27 @@ def test_it_takes_three_bytes_per_weight_however_many_tasks_there_are():
         ewc = after_tasks(model, n)
         size = sum(b.numel() * b.element_size() for b in ewc.buffers())
         assert size == 3 * sum(p.numel() for p in model.parameters())
+
+
+@pytest.mark.parametrize("way", ["attach", "gradient"])
+def test_a_step_needs_room_for_a_few_rows_and_one_scale(monkeypatch, way):
+    monkeypatch.setattr(compact, "PIECE", 1000)
+    model = nn.Sequential(*(nn.Linear(100, 100, bias=False) for _ in range(20)))
+    ewc = after_tasks(model)
+    optimizer = torch.optim.Adam(model.parameters(), foreach=False)
+    for p in model.parameters():
+        p.grad = torch.ones_like(p)
+    if way == "attach":
+        ewc.attach(optimizer)
+    memory = PeakMemory()
+    for _ in range(2):  # the first meets all that is there
+        memory.peak = before = memory.live
+        with memory:
+            if way == "gradient":
+                ewc.add_gradient_()
+            optimizer.step()
+    # Adam itself needs a few tensors of one layer; the weights take 20 times as much as one does.
+    assert memory.peak - before < 4 * 40_000
 
 
 @pytest.mark.parametrize("rule", RULES)

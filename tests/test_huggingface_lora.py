@@ -513,3 +513,91 @@ def test_attach_moves_the_adapter_and_holds_at_any_strength(adapted):
     optimizer.zero_grad()
     shake(model, 1e-2)
     assert max(penalties) < 0.05 * ewc.penalty().item()
+
+
+# One adapter for many tasks
+
+
+def whole_weights(model):
+    """W + s·BA of each layer with an adapter, multiplied out."""
+    found = {}
+    for name, layer in model.named_modules():
+        if hasattr(layer, "lora_A"):
+            A, B = layer.lora_A["default"].weight, layer.lora_B["default"].weight
+            delta = layer.scaling["default"] * B @ A
+            delta = delta.T if layer.fan_in_fan_out else delta
+            found[f"{name}.base_layer.weight"] = (layer.base_layer.weight + delta).detach()
+    return found
+
+
+@pytest.mark.parametrize("rule", ["separate", "latest", "online", "average"])
+def test_an_adapter_that_restarts_changes_neither_the_model_nor_the_penalty(adapted, rule):
+    model, data = adapted[0].double().eval(), adapted[1]
+    ewc = LoraEWC(model, lam=5.0, rule=rule, gamma=0.7 if rule == "online" else 1.0)
+    batch, seen = collator(model)(data), []
+    for task in range(3):
+        shake(model, 0.2, seed=task)
+        consolidate(ewc, data[task:], "empirical")
+        seen.append((sequence_fisher_of(ewc, data[task:]), whole_weights(model)))
+        before, old = ewc.penalty().item(), whole_weights(model)
+        with torch.no_grad():
+            logits = model(**batch).logits
+            ewc.restart_(task)
+            torch.testing.assert_close(model(**batch).logits, logits, rtol=1e-10, atol=1e-10)
+        assert ewc.penalty().item() == pytest.approx(before, rel=1e-10, abs=1e-20)
+        assert all(not Delta.any() for Delta in ewc.values().values())
+        if rule != "separate":
+            assert not any(mu.any() for mu in ewc.anchor.values())
+        for name, W in whole_weights(model).items():
+            torch.testing.assert_close(W, old[name], rtol=1e-12, atol=1e-12)
+    shake(model, 0.2, seed=9)
+    n = len(seen)
+    weights = {"average": [1 / n] * n, "online": [0.7 ** (n - 1 - t) for t in range(n)]}
+    expected, last = 0.0, whole_weights(model)
+    for t, (F, W) in enumerate(seen):
+        W = W if rule == "separate" else seen[-1][1]
+        share = weights.get(rule, [1.0] * n)[t]
+        expected += 2.5 * share * sum((F[i] * (last[i] - W[i]) ** 2).sum().item() for i in F)
+    assert ewc.penalty().item() == pytest.approx(expected, rel=1e-8)
+
+
+def sequence_fisher_of(ewc, data):
+    return ewc.measure(data, "empirical", fisher=sequence_fisher)
+
+
+def test_a_restarted_adapter_is_a_fresh_one_and_learns():
+    model = with_lora(gpt2())
+    ewc = consolidated(model, sequences())
+    parameters = {n: p for n, p in model.named_parameters() if "lora_" in n}
+    ewc.restart_(3)
+    for name, p in model.named_parameters():
+        if "lora_" in name:
+            assert p is parameters[name]
+            assert p.any() == ("lora_A" in name)
+    A = {n: p.detach().clone() for n, p in parameters.items() if "lora_A" in n}
+    fresh = with_lora(gpt2(), fresh=True)
+    for name, p in fresh.named_parameters():
+        if name in A:  # PEFT draws from the same distribution: a bound, and the standard deviation
+            bound = p.shape[1] ** -0.5
+            assert max(p.abs().max(), A[name].abs().max()) <= bound
+            assert A[name].abs().max() > 0.7 * bound
+    ewc.restart_(3)
+    assert all(torch.equal(parameters[n], value) for n, value in A.items())
+
+
+def test_an_adapter_that_cannot_restart_is_left_as_it_is():
+    model = with_lora(gpt2())
+    ewc = consolidated(model, sequences())
+    layers = [m for m in model.modules() if hasattr(m, "lora_A")]
+    with torch.no_grad():
+        layers[-1].lora_B["default"].weight[0, 0] = float("inf")
+    before = copy.deepcopy((model.state_dict(), ewc.anchor))
+    with pytest.raises(ValueError, match="correction of .* is not finite"):
+        ewc.restart_()
+    for a, b in zip((model.state_dict(), ewc.anchor), before, strict=True):
+        assert all(torch.equal(a[n], b[n]) for n in b)
+    model = with_lora(gpt2())
+    ewc = LoraEWC(model)
+    model.merge_adapter()
+    with pytest.raises(RuntimeError, match=r"merged already: call unmerge_adapter\(\)"):
+        ewc.restart_()

@@ -70,8 +70,28 @@ def test_avalanche():
     assert names["plugin"].ewc.n_tasks == 2
 
 
+def test_choosing_lambda(tmp_path, monkeypatch, capsys):
+    pyplot = pytest.importorskip("matplotlib.pyplot")
+    monkeypatch.chdir(tmp_path)  # it leaves its file there
+    names = names_of_the_library() | {"ax": pyplot.subplots()[1]}
+    names |= {"new_validation": names["new_data"], "old_validation": names["old_data"]}
+    names["train"] = lambda lam, seed: names["model"]
+    exec(examples()[4], names)
+    assert names["found"].sentence in capsys.readouterr().out
+    assert (tmp_path / "runs.csv").exists()
+    pyplot.close(names["ax"].figure)
+
+
+def test_what_a_training_kept(capsys):
+    names = names_of_the_library()
+    exec(examples()[0], names)
+    names |= {"new_validation": names["new_data"], "old_validation": names["old_data"]}
+    exec(examples()[5], names)
+    assert "Next: not trained" in capsys.readouterr().out
+
+
 def test_no_example_is_left_out():
-    assert len(examples()) == 4
+    assert len(examples()) == 6
 
 
 def test_links_lead_somewhere():

@@ -24,7 +24,7 @@ READER_GROUPS = ("course", "huggingface", "speech")
 
 def requirements(group: list[str]) -> dict[str, str]:
     """Return name -> range; a group that takes in another of ours says so in brackets."""
-    own = [line for line in group if not line.startswith("ewc-tutorial[")]
+    own = [line.partition(";")[0] for line in group if not line.startswith("ewc-tutorial[")]
     return dict(re.fullmatch(r"([A-Za-z0-9_.-]+)(?:\[.*\])?(.*)", line).groups() for line in own)
 
 

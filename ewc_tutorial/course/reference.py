@@ -76,6 +76,31 @@ def logistic_fisher(theta: Tensor, x: Tensor, y: Tensor) -> Tensor:
     return total / len(x)
 
 
+def nearest_lambda(
+    F: Tensor,
+    theta_a: Tensor,
+    H: Tensor,
+    theta_b: Tensor,
+    n_a: int,
+    n_b: int,
+    lambdas: Tensor,
+) -> float:
+    """Return the λ of ``lambdas`` ``(L,)`` at which EWC ends nearest to the joint optimum.
+
+    The mean losses of A and B, over N_A and N_B samples, are parabolas around θ_A and θ_B ``(D,)``
+    with the curvatures F and H ``(D, D)``. Of F, EWC knows the diagonal. The distance is in
+    standard deviations of the joint posterior.
+    """
+    P = n_a * F + n_b * H
+    joint = torch.linalg.solve(P, n_a * F @ theta_a + n_b * H @ theta_b)
+    distances = []
+    for lam in lambdas:
+        spring = lam * torch.diag(F.diag())
+        end = torch.linalg.solve(H + spring, H @ theta_b + spring @ theta_a)
+        distances.append((end - joint) @ P @ (end - joint))
+    return float(lambdas[torch.stack(distances).argmin()])
+
+
 # --- 02 Squared gradients -------------------------------------------------------------------
 
 
@@ -338,6 +363,25 @@ def descend_with_ewc(
     return theta
 
 
+def run_and_bug(R: Tensor) -> tuple[int, int]:
+    """Return which of the runs is wrong, counted from 0, and which of four bugs it has.
+
+    ``R`` ``(runs, 3, 3)`` are accuracy matrices of EWC on permuted pixels. The bugs: 0, nothing is
+    ever consolidated; 1, only task A is; 2, from task B on the learning rate is nearly zero; 3, all
+    test images have the pixels of the task just learned. A right run loses less than 0.2 at a time.
+    """
+    for run, accuracy in enumerate(R):
+        if accuracy[0, 1] > 0.5:  # it knows B before it has seen it
+            return run, 3
+        if accuracy[1, 1] < 0.5:  # it does not learn B
+            return run, 2
+        if accuracy[0, 0] - accuracy[1, 0] > 0.2:  # B destroys A
+            return run, 0
+        if accuracy[1, 1] - accuracy[2, 1] > 0.2:  # C destroys B
+            return run, 1
+    raise ValueError("R must hold a run with one of the four bugs, but none has.")
+
+
 # --- 05 The λ lab ---------------------------------------------------------------------------
 
 
@@ -462,6 +506,26 @@ def grow_head(weight: Tensor, fisher: Tensor, fresh: Tensor) -> tuple[Tensor, Te
     return torch.cat([weight, fresh]), torch.cat([fisher, torch.zeros_like(fresh)])
 
 
+def design_head(
+    tasks: list[tuple[int, ...]], told: bool
+) -> list[tuple[list[int], list[int], list[int]]]:
+    """Return for each task the rows of its classes, those that compete, and those with a spring.
+
+    ``tasks`` are the classes of each task; a class may come again later. ``told`` is whether the
+    task is known when an answer is asked for. Rows are numbered as their classes first come.
+    """
+    row_of: dict[int, int] = {}
+    plan = []
+    for classes in tasks:
+        before = list(row_of.values())
+        for label in classes:
+            row_of.setdefault(label, len(row_of))
+        rows = [row_of[label] for label in classes]
+        competing = sorted(rows) if told else list(row_of.values())
+        plan.append((rows, competing, [row for row in before if row in competing]))
+    return plan
+
+
 # --- 08 Bugs in the wild --------------------------------------------------------------------
 
 
@@ -516,6 +580,25 @@ def fisher_of_sequences(token_gradients: list[Tensor]) -> Tensor:
         score = gradients.sum(dim=0)
         total = total + score**2
     return total / len(token_gradients)
+
+
+def lambda_of_a_program(
+    program: Callable[[list[Tensor], int], Tensor],
+    lam: float,
+    n_sequences: int,
+    length: int,
+    batch_size: int,
+) -> float:
+    """Return the λ in our convention that does what ``lam`` does in a program, by an experiment.
+
+    ``program(token_gradients, batch_size)`` returns what it calls F, ``(P,)``, of a list of
+    gradients ``(T, P)``, one per sequence.
+    """
+    generator = torch.Generator().manual_seed(0)
+    # Independent, with mean zero: what scores are near an optimum.
+    scores = [torch.randn(length, 1000, generator=generator) for _ in range(n_sequences)]
+    theirs = program(scores, batch_size).sum()
+    return float(lam * theirs / fisher_of_sequences(scores).sum())
 
 
 def lora_gradients(G: Tensor, A: Tensor, B: Tensor, s: float) -> tuple[Tensor, Tensor]:

@@ -69,17 +69,19 @@ class Compact(Diagonal):
         self.dtype = anchor if isinstance(anchor, torch.dtype) else None
         self.device = None if device is None else torch.device(device)
         self.follows = device is None
+        self._checkpoint: MappedCheckpoint | None = None
+        self._checksums: dict[str, int] = {}
 
     def protect(self, buffers: dict[str, Tensor], model: nn.Module, values: Tensors) -> None:
         self._buffers = buffers
         self.names = list(values)
         for name, value in values.items():
-            where = {"device": self.device or value.device}
-            codes = torch.zeros(value.shape, dtype=torch.uint8, **where)
+            device = self.device or value.device
+            codes = torch.zeros(value.shape, dtype=torch.uint8, device=device)
             buffers[buffer_key("importance", name)] = codes
             if self.path is None:
                 half = value.dtype if value.dtype.itemsize == 2 else torch.float16
-                zeros = torch.zeros(value.shape, dtype=self.dtype or half, **where)
+                zeros = torch.zeros(value.shape, dtype=self.dtype or half, device=device)
                 buffers[buffer_key("anchor", name)] = zeros
         self.reset()
 
@@ -133,7 +135,7 @@ class Compact(Diagonal):
         """Make S of a name keep·S + take·F, and μ ``here`` or, if ``mean``, the mean of both."""
         codes, scale = self._codes(name), self._scales[name]
 
-        def sums() -> Iterator[tuple[Tensor, Tensor, Tensor, Tensor]]:
+        def sums() -> Iterator[tuple[slice, Tensor, Tensor, Tensor]]:
             for rows in _pieces(codes.shape):
                 old, new = keep * numbers(_at(codes, rows), scale), _at(F, rows)
                 new = take * new.to(old)
@@ -217,8 +219,8 @@ class Compact(Diagonal):
         super().reset()
         self._scales = dict.fromkeys(self.names, 1.0)
         self._merges = 0
-        self._checkpoint: MappedCheckpoint | None = None
-        self._checksums: dict[str, int] = {}
+        self._checkpoint = None
+        self._checksums = {}
 
     def state(self) -> dict[str, Any]:
         own = {"scales": dict(self._scales), "merges": self._merges}

@@ -34,7 +34,7 @@ class Diagonal(Curvature):
     """
 
     name = "diagonal"
-    rules = RULES
+    rules: tuple[str, ...] = RULES
 
     def protect(self, buffers: dict[str, Tensor], model: nn.Module, values: Tensors) -> None:
         super().protect(buffers, model, values)

@@ -12,6 +12,7 @@ import os
 import zlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -66,7 +67,8 @@ class MappedCheckpoint(Mapping[str, Tensor]):
 
 def checksum(tensor: Tensor) -> int:
     """Return a number that tells a tensor from others."""
-    return zlib.crc32(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+    numbers = tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy()
+    return zlib.crc32(numbers.data)
 
 
 def _stamp(file: Path) -> tuple[int, int, int]:
@@ -81,7 +83,7 @@ def _tensors(file: Path) -> Iterator[tuple[str, Tensor]]:
             header = json.loads(stream.read(start - 8))
     except (ValueError, MemoryError, OverflowError):
         raise ValueError(f"anchor {str(file)!r} is no safetensors file.") from None
-    storage = torch.UntypedStorage.from_file(str(file), False, file.stat().st_size)
+    storage: Any = torch.UntypedStorage.from_file(str(file), False, file.stat().st_size)
     everything = torch.empty(0, dtype=torch.uint8).set_(storage)
     for name, entry in header.items():
         if entry.get("dtype") not in DTYPES:

@@ -6,26 +6,23 @@ For the package's own class: ``print(diagnose(model, ewc, old_data))``. For any 
 
 from __future__ import annotations
 
-import random
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-import numpy as np
-import torch
 from torch import nn
 
-from ewc_tutorial.diagnosis.forms import by_name
+from ewc_tutorial.diagnosis.forms import by_name, parts_of, random_states_kept
 from ewc_tutorial.diagnosis.measured import check_checkpoint, check_fisher, check_measure
 from ewc_tutorial.diagnosis.moving import check_backward, check_penalty, check_step
 from ewc_tutorial.diagnosis.quadratic import quadratic_of
 from ewc_tutorial.diagnosis.report import Diagnosis, Finding, Tensors
+from ewc_tutorial.diagnosis.retention import Retention, retention_report
 from ewc_tutorial.diagnosis.statistics import check_statistics
 from ewc_tutorial.diagnosis.stored import check_live, check_names, check_tensors, check_unfrozen
 from ewc_tutorial.ewc import EWC
 
-__all__ = ["Diagnosis", "Finding", "diagnose"]
+__all__ = ["Diagnosis", "Finding", "Retention", "diagnose", "retention_report"]
 
 
 def diagnose(
@@ -85,7 +82,7 @@ def diagnose(
             vector has another length than the parameters.
         TypeError: ``fisher`` or ``anchor`` has another form.
     """
-    fisher, anchor, penalty, lam = _parts(ewc, fisher, anchor, penalty, lam)
+    fisher, anchor, penalty, lam = parts_of(ewc, fisher, anchor, penalty, lam)
     if fisher is None or anchor is None:
         raise ValueError("give ewc, or both fisher and anchor as mappings by parameter name.")
     fisher, anchor = by_name(model, "fisher", fisher), by_name(model, "anchor", anchor)
@@ -107,7 +104,7 @@ def diagnose(
         weights = dict(model.named_parameters())
         values = partial(dict, weights)
     protected = values()
-    with _random_states():
+    with random_states_kept():
         S = quadratic_of(report, model, protected, fisher)
         fisher = S.importance(protected)
         usable = check_names(report, protected, fisher, anchor)
@@ -125,29 +122,3 @@ def diagnose(
         check_backward(report, model, weights, S, mu, backward, lam, live, factor)
         check_step(report, S, lam, lr)
     return report
-
-
-def _parts(ewc: Any, fisher: Any, anchor: Any, penalty: Any, lam: Any) -> tuple[Any, ...]:
-    def first(*names: str) -> Any:
-        return next((getattr(ewc, n) for n in names if hasattr(ewc, n)), None)
-
-    if ewc is not None:
-        if fisher is None:
-            fisher = ewc.stored() if isinstance(ewc, EWC) else first("importance", "fisher")
-        anchor = first("anchor", "params") if anchor is None else anchor
-        penalty = first("penalty") if penalty is None else penalty
-        lam = first("lam") if lam is None else lam
-    return fisher, anchor, penalty, lam
-
-
-@contextmanager
-def _random_states() -> Iterator[None]:
-    """Leave the random states of Python, NumPy and PyTorch as they were."""
-    python, numpy = random.getstate(), np.random.get_state()
-    cuda = torch.cuda.device_count() if torch.cuda.is_initialized() else 0
-    try:
-        with torch.random.fork_rng(devices=range(cuda)):
-            yield
-    finally:
-        random.setstate(python)
-        np.random.set_state(numpy)

@@ -1,13 +1,18 @@
-"""F and anchors as other programs keep them: by name, in objects or arrays, or as flat vectors."""
+"""What a diagnosis is given: F and anchors as other programs keep them, in an object of theirs, by
+name, in arrays, or as flat vectors."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import random
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+
+from ewc_tutorial.ewc import EWC
 
 
 def by_name(model: nn.Module, argument: str, values: Any) -> dict[str, Tensor]:
@@ -39,6 +44,34 @@ def by_name(model: nn.Module, argument: str, values: Any) -> dict[str, Tensor]:
         f"{sum(p.numel() for p in trainable.values())} trainable parameters in their order, not a "
         f"tensor of shape {tuple(vector.shape)}."
     )
+
+
+def parts_of(ewc: Any, fisher: Any, anchor: Any, penalty: Any, lam: Any) -> tuple[Any, ...]:
+    """Return fisher, anchor, penalty and λ, those of ``ewc`` where they are not given."""
+
+    def first(*names: str) -> Any:
+        return next((getattr(ewc, n) for n in names if hasattr(ewc, n)), None)
+
+    if ewc is not None:
+        if fisher is None:
+            fisher = ewc.stored() if isinstance(ewc, EWC) else first("importance", "fisher")
+        anchor = first("anchor", "params") if anchor is None else anchor
+        penalty = first("penalty") if penalty is None else penalty
+        lam = first("lam") if lam is None else lam
+    return fisher, anchor, penalty, lam
+
+
+@contextmanager
+def random_states_kept() -> Iterator[None]:
+    """Leave the random states of Python, NumPy and PyTorch as they were."""
+    python, numpy = random.getstate(), np.random.get_state()
+    cuda = torch.cuda.device_count() if torch.cuda.is_initialized() else 0
+    try:
+        with torch.random.fork_rng(devices=range(cuda)):
+            yield
+    finally:
+        random.setstate(python)
+        np.random.set_state(numpy)
 
 
 def _tensor(what: str, value: Any) -> Tensor:

@@ -13,6 +13,9 @@ function sees only W + Δ. :class:`LoraEWC` therefore puts the quadratic there:
 
 with the Fisher information of the frozen weight, which is that of Δ, for ∂ℓ/∂Δ = ∂ℓ/∂W; or, with
 its Kronecker factors, λ/2 Σ (Δ − Δ*) ∘ G (Δ − Δ*) A (A and G being the factors).
+
+One adapter can learn many tasks: after each, :meth:`LoraEWC.restart_` adds Δ to W and begins anew
+with Δ = 0, so that each task has the full rank for itself. That is EWC-LoRA (ICLR 2026).
 """
 
 from __future__ import annotations
@@ -27,6 +30,7 @@ from ewc_tutorial.attachment import Attachment
 from ewc_tutorial.curvature import Curvature, Kronecker
 from ewc_tutorial.ewc import EWC, rates_by_name
 from ewc_tutorial.precision import widest
+from ewc_tutorial.randomness import as_generator
 
 
 class LoraEWC(EWC):
@@ -171,6 +175,45 @@ class LoraEWC(EWC):
                 c, d = move
                 d = d.T if isinstance(d, Tensor) else d
                 A.copy_(_proximal_rows(A.T, s * B.T, S.T, mu.T, c, d).T)
+
+    @torch.no_grad()
+    def restart_(self, generator: torch.Generator | int | None = None) -> None:
+        """Merge the adapter into the frozen weights and begin anew: W ← W + Δ, B ← 0, A as at
+        first, and the anchor Δ* ← Δ* − Δ, so that neither the model nor the penalty changes.
+
+        Call it after :meth:`consolidate` and before the next task gets its optimizer; the anchor is
+        zero then, except under ``separate``. The frozen weights are others afterwards, so save
+        them, and not the adapter alone. In half precision W is rounded.
+
+        Args:
+            generator: draws A; a number seeds a new one, ``None`` means 0.
+
+        Raises:
+            RuntimeError: the adapter has been merged by PEFT already.
+            ValueError: Δ is not finite. Nothing is changed then.
+        """
+        generator = as_generator(generator)
+        deltas = {}
+        for name, layer in self._layers.items():
+            if layer.merged:
+                raise RuntimeError(
+                    f"The adapter of {name!r} is merged already: call unmerge_adapter() first."
+                )
+            deltas[name] = layer.get_delta_weight(self._adapter)
+            if not deltas[name].isfinite().all():
+                raise ValueError(f"The adapter's correction of {name!r} is not finite.")
+        anchor = self.anchor
+        for name, layer in self._layers.items():
+            if self.n_tasks and name in anchor:
+                anchor[name].sub_(deltas[name])
+            layer.merge(adapter_names=[self._adapter])
+            layer.merged_adapters.clear()  # what is merged now is W's own
+            layer.lora_B[self._adapter].weight.zero_()
+            if (bias := layer.lora_B[self._adapter].bias) is not None:
+                bias.zero_()
+            A = layer.lora_A[self._adapter].weight
+            bound = A.shape[1] ** -0.5  # PEFT's own default, Kaiming's with a = √5
+            A.copy_(torch.empty(A.shape).uniform_(-bound, bound, generator=generator))
 
     def _check_half_steps(self) -> None:
         if self.curvature != "diagonal":

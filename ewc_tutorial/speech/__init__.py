@@ -8,11 +8,14 @@ folder of its own, never on the corrections.
 
 From the outside in:
 
-* ``app``, ``gate``, ``routes``, ``messages``: the HTTP interface, who may come in, what it says;
+* ``server``, ``app``, ``gate``, ``brake``, ``routes``, ``messages``: the HTTP interface, who may
+  come in, what it says; ``logs``, ``metrics``, ``page.html`` for those who watch over it;
 * ``service``: what the routes use, ``serving`` the model in use;
 * ``settings``: all from environment variables ``EWC_SPEECH_…``;
-* ``corrections``, ``jobs``, ``versions``: what is kept on disk, each safe against a kill at any
-  time, by means of ``database`` (and the package's ``files``);
+* ``corrections`` with its ``index``, ``jobs``, ``versions``: what is kept on disk, each safe
+  against a kill at any time, by means of ``database``, ``recovery``, ``private`` (and the
+  package's ``files``);
+* ``pairs``, ``importing``, ``normalising``, ``convert``: corrections as people have them;
 * ``trainings``: which runs when; ``runner``, ``worker``: each is a process of its own; ``plan``,
   ``estimate``: its numbers, its time; ``material`` is what it works with,
   ``acceptance`` decides what of it is served;
@@ -26,8 +29,11 @@ try:
     import fastapi  # noqa: F401
     import fastapi_offline  # noqa: F401
     import jiwer  # noqa: F401
+    import num2words  # noqa: F401
+    import prometheus_client  # noqa: F401
     import pydantic_settings  # noqa: F401
     import python_multipart  # noqa: F401
+    import pythonjsonlogger  # noqa: F401
     import soundfile  # noqa: F401
     import soxr  # noqa: F401
     import transformers  # noqa: F401

@@ -2,29 +2,30 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import socket
 import sqlite3
+import tempfile
 
-import uvicorn
-
+from ewc_tutorial.speech import logs
 from ewc_tutorial.speech.app import create_app
 from ewc_tutorial.speech.base import prepare
 from ewc_tutorial.speech.disk import disk_problem
 from ewc_tutorial.speech.errors import AlreadyServedError, UnusableModelError
+from ewc_tutorial.speech.server import serve
 from ewc_tutorial.speech.service import Service
 from ewc_tutorial.speech.settings import Settings, read_settings
 
 
 def main() -> None:
-    logging.basicConfig(level=logging.INFO, format="%(levelname)s: %(message)s")
-    logging.getLogger("httpx").setLevel(logging.WARNING)
     settings = read_settings()
+    logs.set_up(settings.log_format)
     # Recordings of people and the index are for this user alone.
     os.umask(0o077)
     try:
         service = Service(settings)  # holds the folder's lock from here on
+        # Parts of uploads lie where they are for this user alone and are swept away after a kill.
+        tempfile.tempdir = str(service.corrections.incoming)
         prepare(settings)
         listening = _listen(settings)
         service.start()
@@ -36,11 +37,7 @@ def main() -> None:
     shown = f"[{host}]" if ":" in host else host
     # The first line on the standard output: programs that start the service wait for it.
     print(f"Speech corrections: http://{shown}:{port}/docs", flush=True)
-    config = uvicorn.Config(
-        create_app(settings, service),
-        log_level="warning", server_header=False, timeout_graceful_shutdown=5,
-    )  # fmt: skip
-    uvicorn.Server(config).run(sockets=[listening])
+    serve(create_app(settings, service), listening)
 
 
 def _listen(settings: Settings) -> socket.socket:

@@ -9,6 +9,7 @@ from contextlib import asynccontextmanager
 
 from fastapi import Depends, FastAPI, Request
 from fastapi.exceptions import RequestValidationError
+from fastapi.middleware.cors import CORSMiddleware
 from fastapi.responses import JSONResponse
 from fastapi.security import HTTPBearer
 from fastapi_offline import FastAPIOffline
@@ -17,6 +18,7 @@ from ewc_tutorial.speech import routes
 from ewc_tutorial.speech.disk import disk_problem
 from ewc_tutorial.speech.errors import RefusedError
 from ewc_tutorial.speech.gate import Gate
+from ewc_tutorial.speech.metrics import Counting, Metrics
 from ewc_tutorial.speech.service import Service
 from ewc_tutorial.speech.settings import Settings
 
@@ -54,6 +56,16 @@ def create_app(settings: Settings, service: Service | None = None) -> FastAPI:
         lifespan=lifespan,
     )
     app.add_middleware(Gate, settings=settings)
+    if settings.allowed_origins:
+        # Around the gate: a browser asks beforehand, without a token, whether it may ask.
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=settings.allowed_origins,
+            allow_methods=["GET", "POST", "PATCH", "DELETE"],
+            allow_headers=["Authorization", "Content-Type"],
+            expose_headers=["Retry-After"],
+            max_age=600,
+        )
     app.add_exception_handler(RefusedError, _refused)
     app.add_exception_handler(RequestValidationError, _invalid)
     for kind in (OSError, sqlite3.Error):
@@ -66,6 +78,10 @@ def create_app(settings: Settings, service: Service | None = None) -> FastAPI:
         routes.add_transcription,
     ):
         add(app, settings, bearer)
+    metrics = Metrics()
+    routes.add_watching(app, settings, bearer, metrics)
+    # Around all others, so that what they refuse is counted.
+    app.add_middleware(Counting, metrics=metrics, log=settings.log_format == "json")
     return app
 
 

@@ -5,8 +5,11 @@ There is one way in, :func:`decode`. What it accepts at an upload is what a trai
 
 from __future__ import annotations
 
+import hashlib
+import shutil
+import tempfile
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import BinaryIO
 
@@ -14,6 +17,7 @@ import numpy as np
 import soundfile
 import soxr
 
+from ewc_tutorial.speech import convert
 from ewc_tutorial.speech.errors import RefusedError
 
 #: Samples per second that wav2vec 2.0 was made for.
@@ -25,14 +29,15 @@ MIN_SECONDS = 0.1
 MAX_PEAK = 2.0**31
 #: A wave that moves less than this is silent: about three steps of 16-bit samples.
 MIN_RANGE = 1e-4
-#: How the accepted formats begin. libsndfile reads many more, which nobody here needs.
+#: The kinds that need no ffmpeg. libsndfile reads many more, which nobody here needs.
+NATIVE = ("wav", "flac")
 _MAGIC = {b"RIFF": "wav", b"fLaC": "flac"}
 _BLOCK = 65_536
 
 
 @dataclass(frozen=True)
 class Clip:
-    """What is known of a recording: ``format`` (wav or flac), ``rate`` in Hz and ``seconds``."""
+    """What is known of a recording: ``format``, ``rate`` in Hz and ``seconds``."""
 
     format: str
     rate: int
@@ -44,14 +49,24 @@ def decode(source: Path | BinaryIO, max_seconds: float = float("inf")) -> tuple[
 
     The file is read from its beginning to its end in blocks, without a seek, for what a header or a
     seek table says may be wrong. What comes out of mixing and resampling is checked, not what went
-    in.
+    in. WAV and FLAC are read here, other formats through ffmpeg.
 
     Raises:
-        RefusedError: it is no WAV or FLAC file, cannot be decoded, has an unusual rate or number of
-            channels, is too short or too long, silent, or holds values that are no numbers or
-            beyond any scale.
+        RefusedError: it is no recording, needs ffmpeg where there is none (415), cannot be decoded,
+            has an unusual rate or number of channels, is too short or too long, silent, or holds
+            values that are no numbers or beyond any scale.
     """
-    kind = _kind(source)
+    kind = kind_of(source)
+    if kind not in NATIVE:
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / "sound"
+            if not isinstance(source, Path):
+                with open(path, "wb") as file:
+                    shutil.copyfileobj(source, file)
+                source = path
+            convert.to_flac(source, Path(folder) / "sound.flac", kind, max_seconds)
+            clip, wave = decode(Path(folder) / "sound.flac", max_seconds)
+        return replace(clip, format=kind), wave
     try:
         with soundfile.SoundFile(source) as sound:
             rate = _checked_rate(sound)
@@ -78,12 +93,25 @@ def decode(source: Path | BinaryIO, max_seconds: float = float("inf")) -> tuple[
     return Clip(kind, rate, frames / rate), _at_16_khz(np.concatenate(blocks), rate)
 
 
+def fingerprint(wave: np.ndarray) -> str:
+    """Return what stands for a sound ``(samples,)`` at 16 kHz, however its file was packed.
+
+    It is a hash of 16-bit samples, so a WAV file and the FLAC file made of it have the same.
+    """
+    return hashlib.sha256(np.round(wave * 2**15).astype("<i4").tobytes()).hexdigest()
+
+
 def read(path: Path) -> np.ndarray:
     """Return the sound alone, as :func:`decode` does."""
     return decode(path)[1]
 
 
-def _kind(source: Path | BinaryIO) -> str:
+def kind_of(source: Path | BinaryIO) -> str:
+    """Return the kind of a recording, by its beginning.
+
+    Raises:
+        RefusedError: it is none.
+    """
     try:
         with open(source, "rb") if isinstance(source, Path) else nullcontext(source) as file:
             start = file.read(12)
@@ -91,7 +119,10 @@ def _kind(source: Path | BinaryIO) -> str:
     except OSError as error:
         raise RefusedError(f"audio cannot be read: {error.strerror}.") from error
     kind = _MAGIC.get(start[:4])
-    if kind is None or (kind == "wav" and start[8:12] != b"WAVE"):
+    if kind == "wav" and start[8:12] != b"WAVE":
+        kind = None
+    kind = kind or convert.kind_of(start)
+    if kind is None:
         raise RefusedError("audio must be a WAV or FLAC file, but it begins like neither.")
     return kind
 

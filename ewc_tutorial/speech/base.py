@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -38,42 +39,68 @@ _log = logging.getLogger(__name__)
 def prepare(settings: Settings) -> None:
     """Make the first version of the model, unless there is one already.
 
-    With the default model and no way to the hub, the small model takes its place, and the log says
-    so. With it comes some earlier speech, if there is none.
+    With the default model and no way to the hub, the small model stands in for it, and the log says
+    so; each later start tries again. With the small model come some earlier speech, if there is
+    none, and recordings of a voice that is new to it.
 
     Raises:
         SystemExit: the model that the settings name cannot be had; its message is one sentence.
     """
     models = Versions(settings.data / "models")
     models.recover()
-    if models.names():
-        _say_if_another_is_wanted(models, settings.model)
+    wanted, here = settings.model, bool(models.names())
+    if here and models.about(BASE).get("instead_of") != wanted:
+        _say_if_another_is_wanted(models, wanted)
         return
-    source = settings.model
-    if source != TINY:
+    about = {"source": wanted}
+    if wanted == TINY:
+        recogniser = _small(settings)
+    else:
         try:
-            recogniser = Recogniser(source)
+            recogniser = Recogniser(wanted)
         except UnusableModelError as error:
-            if source != GERMAN:
+            if wanted != GERMAN:
                 raise SystemExit(
                     f"{PREFIX}MODEL must be a folder with a wav2vec 2.0 model and its processor, a "
                     f"name on the hub, or {TINY!r}. {error}"
                 ) from None
             _log.warning(
-                "%s A small one takes its place, which knows synthetic speech alone. To begin "
-                "again with the German one, delete %s.",
+                "%s A small model stands in for it, which knows synthetic speech alone, until a "
+                "start finds the other one.",
                 error,
-                models.folder,
             )
-            source = TINY
-    if source == TINY:
-        _log.warning("Training the small model, about half a minute.")
-        recogniser = train_tiny(seed=settings.seed)
-        # Not into a folder of somebody's own.
-        if settings.old is None and not recordings_in(settings.old_folder):
-            synthetic.write_folder(settings.old_folder, synthetic.OLD_SPEAKERS, 150, seed=1)
-    models.add(BASE, recogniser.save, {"source": source})
+            if here:
+                return
+            recogniser, about = _small(settings), {"source": TINY, "instead_of": wanted}
+    if here:
+        gone = models.clear()
+        _log.warning("%s is here. What was made of the small model goes: %s.", wanted, gone)
+    models.add(BASE, recogniser.save, about)
     models.switch(BASE)
+
+
+def stand_in(models: Versions) -> str | None:
+    """Return a sentence if the small model stands in for another one, or None."""
+    wanted = models.about(BASE).get("instead_of")
+    if wanted is None:
+        return None
+    return (
+        f"The small model stands in for {wanted}, which could not be downloaded: restart the "
+        "service when the hub can be reached."
+    )
+
+
+def _small(settings: Settings) -> Recogniser:
+    _log.warning("Training the small model, about half a minute.")
+    # Not into a folder of somebody's own.
+    if settings.old is None and not recordings_in(settings.old_folder):
+        synthetic.write_folder(settings.old_folder, synthetic.OLD_SPEAKERS, 150, seed=1)
+    examples = settings.data / "examples"
+    for i, (wave, text, _) in enumerate(synthetic.recordings([synthetic.NEW_SPEAKER], 20, 5), 1):
+        examples.mkdir(exist_ok=True)
+        synthetic.write(examples / f"audio_{i:04d}.wav", wave)
+        (examples / f"text_{i:04d}.txt").write_text(text + "\n", encoding="utf-8")
+    return train_tiny(seed=settings.seed)
 
 
 def _say_if_another_is_wanted(models: Versions, wanted: str) -> None:
@@ -87,16 +114,25 @@ def _say_if_another_is_wanted(models: Versions, wanted: str) -> None:
         )  # fmt: skip
 
 
-def tiny_recogniser(seed: int = 0) -> Recogniser:
+def tiny_recogniser(
+    seed: int = 0, letters: str = synthetic.LETTERS, width: int = 48, layers: int = 2
+) -> Recogniser:
     """Return the small model, untrained: about 70,000 weights for the letters of ``synthetic``.
 
     Its first layer begins as a bank of sine and cosine waves from 300 to 3,600 Hz; random ones
     would find the tones, too, in many times the steps.
+
+    Args:
+        seed: of the weights.
+        letters: what it can write, beside the space.
+        width: of all layers, a multiple of 4; half as many tones are in the bank.
+        layers: of attention.
     """
-    vocabulary = {s: i for i, s in enumerate((*_SPECIAL, *synthetic.LETTERS))}
+    vocabulary = {s: i for i, s in enumerate((*_SPECIAL, *letters))}
     config = Wav2Vec2Config(
-        vocab_size=len(vocabulary), hidden_size=48, num_hidden_layers=2, num_attention_heads=4,
-        intermediate_size=96, conv_dim=(48, 48), conv_kernel=(320, 3), conv_stride=(160, 2),
+        vocab_size=len(vocabulary), hidden_size=width, num_hidden_layers=layers,
+        num_attention_heads=4, intermediate_size=2 * width, conv_dim=(width, width),
+        conv_kernel=(320, 3), conv_stride=(160, 2),
         feat_extract_norm="layer", do_stable_layer_norm=True, num_conv_pos_embeddings=9,
         num_conv_pos_embedding_groups=4, hidden_dropout=0.0, attention_dropout=0.0,
         activation_dropout=0.0, feat_proj_dropout=0.0, final_dropout=0.0, layerdrop=0.0,
@@ -105,7 +141,7 @@ def tiny_recogniser(seed: int = 0) -> Recogniser:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = Wav2Vec2ForCTC(config)
-    tones = torch.tensor(np.geomspace(300, 3600, 24), dtype=torch.float32)
+    tones = torch.tensor(np.geomspace(300, 3600, width // 2), dtype=torch.float32)
     phase = 2 * torch.pi * tones[:, None] * torch.arange(320) / RATE
     bank = torch.cat([phase.sin(), phase.cos()]) * torch.hann_window(320) / 10
     model.wav2vec2.feature_extractor.conv_layers[0].conv.weight.data[:, 0] = bank
@@ -127,7 +163,8 @@ class TinyTraining:
     Args:
         seed: of the weights, the recordings and their order.
         steps: in all; the learning rate rises, stays, and falls to zero by the last.
-        recordings: how many different ones.
+        recordings: how many different ones of the old speakers; or others, with their texts.
+        recogniser: what is trained [the small model].
 
     Attributes:
         recogniser: what is trained.
@@ -135,15 +172,19 @@ class TinyTraining:
     """
 
     def __init__(
-        self, seed: int = 0, steps: int = TINY_STEPS, recordings: int = TINY_RECORDINGS
+        self,
+        seed: int = 0,
+        steps: int = TINY_STEPS,
+        recordings: int | Sequence[tuple[np.ndarray, str]] = TINY_RECORDINGS,
+        recogniser: Recogniser | None = None,
     ) -> None:
-        self.recogniser = tiny_recogniser(seed)
+        self.recogniser = recogniser or tiny_recogniser(seed)
         self.losses: list[float] = []
         self._steps = steps
-        self._data = [
-            self.recogniser.sample(wave, text)
-            for wave, text, _ in synthetic.recordings(synthetic.OLD_SPEAKERS, recordings, seed)
-        ]
+        if isinstance(recordings, int):
+            said = synthetic.recordings(synthetic.OLD_SPEAKERS, recordings, seed)
+            recordings = [(wave, text) for wave, text, _ in said]
+        self._data = [self.recogniser.sample(wave, text) for wave, text in recordings]
         self._optimizer = torch.optim.Adam(self.recogniser.model.parameters(), lr=3e-3)
         self._schedule = torch.optim.lr_scheduler.LambdaLR(
             self._optimizer, lambda k: min(1.0, (k + 1) / 20, (steps - k) / (0.3 * steps))
@@ -169,7 +210,7 @@ class TinyTraining:
 def train_tiny(
     seed: int = 0, steps: int = TINY_STEPS, recordings: int = TINY_RECORDINGS
 ) -> Recogniser:
-    """Return the small model, trained; the arguments are those of :class:`TinyTraining`."""
+    """Return the small model, trained; the arguments are as for :class:`TinyTraining`."""
     training = TinyTraining(seed, steps, recordings)
     training.run()
     return training.recogniser

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import sqlite3
+import time
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
@@ -20,7 +22,17 @@ CREATE TABLE IF NOT EXISTS corrections (
     seconds REAL NOT NULL,
     bytes   INTEGER NOT NULL,
     sha256  TEXT NOT NULL,
+    sent    TEXT,
+    sound   TEXT,
+    first   INTEGER,
     UNIQUE (sha256, text)
+);
+CREATE TABLE IF NOT EXISTS deletions (
+    seq     INTEGER PRIMARY KEY,
+    id      TEXT NOT NULL,
+    created TEXT NOT NULL,
+    deleted TEXT NOT NULL,
+    reason  TEXT NOT NULL
 );
 CREATE TABLE IF NOT EXISTS jobs (
     seq          INTEGER PRIMARY KEY AUTOINCREMENT,
@@ -49,17 +61,35 @@ CREATE TABLE IF NOT EXISTS losses (
     PRIMARY KEY (job, step)
 );
 """
+#: Columns that a database of an earlier version of the service lacks.
+_ADDED = {"corrections": {"sent": "TEXT", "sound": "TEXT", "first": "INTEGER"}}
 BUSY_SECONDS = 30.0
+_log = logging.getLogger(__name__)
 
 
 class Database:
-    """A file of SQLite; every use has a connection of its own, so threads need no care."""
+    """A file of SQLite; every use has a connection of its own, so threads need no care.
+
+    One more stays open and idle: the files beside it that readers need stay with it, where a full
+    disk would not let them be made.
+    """
 
     def __init__(self, path: Path) -> None:
         self._path = path
         with self.connection() as connection:
             connection.execute("PRAGMA journal_mode = WAL")
             connection.executescript(SCHEMA)
+            for table, columns in _ADDED.items():
+                here = {row["name"] for row in connection.execute(f"PRAGMA table_info({table})")}
+                for name, kind in columns.items():
+                    if name not in here:
+                        connection.execute(f"ALTER TABLE {table} ADD COLUMN {name} {kind}")
+        self._open = sqlite3.connect(path, check_same_thread=False)
+        self._open.execute("SELECT COUNT(*) FROM jobs").fetchone()
+
+    def close(self) -> None:
+        """Let go of the file."""
+        self._open.close()
 
     @contextmanager
     def connection(self) -> Iterator[sqlite3.Connection]:
@@ -70,6 +100,29 @@ class Database:
             connection.row_factory = sqlite3.Row
             with connection:
                 yield connection
+
+
+def open_database(path: Path) -> Database:
+    """Return the database in a file. One that is damaged is put aside and a new one begun, into
+    which the corrections come from their files; the list of trainings is lost. For the start only.
+    """
+    try:
+        database = Database(path)
+        with database.connection() as connection:
+            (found,) = connection.execute("PRAGMA quick_check(1)").fetchone()
+        if found == "ok":
+            return database
+        database.close()
+    except sqlite3.DatabaseError as error:
+        if type(error) is not sqlite3.DatabaseError:  # it is locked, the disk is full, …
+            raise
+        found = str(error)
+    aside = path.with_name(f"{path.name}.damaged-{time.strftime('%Y%m%d-%H%M%S')}")
+    for ending in ("", "-wal", "-shm"):
+        if (part := path.with_name(path.name + ending)).exists():
+            part.rename(aside.with_name(aside.name + ending))
+    _log.error("The index is damaged (%s) and is made again; it is kept as %s.", found, aside.name)
+    return Database(path)
 
 
 def lock_folder(folder: Path, name: str, seconds: float = 0.0) -> sqlite3.Connection:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import errno
+import tempfile
+from pathlib import Path
 
 
 def disk_problem(error: Exception) -> tuple[int, str]:
@@ -13,3 +15,14 @@ def disk_problem(error: Exception) -> tuple[int, str]:
     if isinstance(error, OSError):
         return 503, f"The service cannot use its folder: {error.strerror}; nothing was changed."
     return 503, f"The service cannot use its index: {error}; nothing was changed."
+
+
+def look_at_disk(folder: Path) -> None:
+    """Write a little to a folder and take it away again.
+
+    Raises:
+        OSError: it cannot be written, as on a full disk or one that may be read alone.
+    """
+    with tempfile.TemporaryFile(dir=folder) as file:
+        file.write(bytes(4096))
+        file.flush()

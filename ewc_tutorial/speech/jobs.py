@@ -6,14 +6,10 @@ import json
 import sqlite3
 import uuid
 from collections.abc import Iterable
-from datetime import UTC, datetime
 from typing import Any
 
 from ewc_tutorial.speech.database import Database
-
-
-def _now() -> str:
-    return datetime.now(UTC).isoformat(timespec="milliseconds")
+from ewc_tutorial.speech.index import now
 
 
 def _decoded(row: sqlite3.Row, losses: Iterable[sqlite3.Row]) -> dict[str, Any]:
@@ -43,7 +39,7 @@ class Jobs:
             connection.execute(
                 "INSERT INTO jobs (id, state, created, options, last_seq, model_before) "
                 "VALUES (?, 'waiting', ?, ?, ?, ?)",
-                (job, _now(), json.dumps(options), last_seq, model_before),
+                (job, now(), json.dumps(options), last_seq, model_before),
             )
         return job
 
@@ -81,6 +77,12 @@ class Jobs:
             ).fetchone()
         return row["id"] if row else None
 
+    def states(self) -> dict[str, int]:
+        """Return how many jobs are in each state that some are in."""
+        with self._database.connection() as connection:
+            rows = connection.execute("SELECT state, COUNT(*) AS n FROM jobs GROUP BY state")
+            return {row["state"]: row["n"] for row in rows}
+
     def begin(self, job: str) -> None:
         """Note that a worker has taken the job up, for the first time or again."""
         self._update(job, "state = 'running', attempts = attempts + 1")
@@ -110,7 +112,7 @@ class Jobs:
             job,
             "state = 'done', phase = 'done', progress = 1, model_after = ?, finished = ?",
             model_after,
-            _now(),
+            now(),
         )
 
     def fail(self, job: str, sentence: str) -> None:
@@ -147,7 +149,7 @@ class Jobs:
         return [_decoded(row, []) for row in rows]
 
     def _end(self, job: str, state: str, sentence: str) -> None:
-        self._update(job, "state = ?, error = ?, finished = ?", state, sentence, _now())
+        self._update(job, "state = ?, error = ?, finished = ?", state, sentence, now())
 
     def _update(self, job: str, assignments: str, *values: Any) -> None:
         with self._database.connection() as connection:

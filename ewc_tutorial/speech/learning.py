@@ -65,7 +65,8 @@ def learn(
         listener: hears of losses about a hundred times.
         on_phase: hears ``importance`` and ``learning`` when these begin.
         importance: the file that keeps the Fisher information; if it is there, it is used, and
-            ``old`` may be empty [WORK/importance.pt].
+            ``old`` may be empty. If it is not, it is made at λ = 0, too, for a later training may
+            have no earlier speech left [WORK/importance.pt, where λ is above 0].
 
     Raises:
         NotLearnedError: the importance or a loss is no finite number, or there is nothing to
@@ -76,7 +77,7 @@ def learn(
             learn(recogniser, old, new, plan, Path(folder), listener, on_phase, importance)
         return
     work.mkdir(parents=True, exist_ok=True)
-    importance = importance or work / "importance.pt"
+    kept = importance or work / "importance.pt"
     replayed = [pair for pair in old if pair[1] is not None] if plan.replay else []
     if plan.replay and not replayed:
         raise NotLearnedError("replay needs earlier speech with texts, and there is none.")
@@ -84,18 +85,19 @@ def learn(
     with _random_states_kept(plan.seed), no_progress_bars():
         model = _prepared(recogniser.model, plan)
         ewc = None
-        if plan.lam > 0:
+        if plan.lam > 0 or importance is not None:
             ewc = (LoraEWC if plan.lora_rank else EWC)(
                 model, lam=plan.lam, curvature=plan.curvature
             )
-            if not _restored(ewc, importance):
+            if not _restored(ewc, kept):
                 tell("importance")
                 measure_importance(recogniser, ewc, old, plan)
-                with files.replacing(importance) as file:
+                with files.replacing(kept) as file:
                     torch.save(ewc.state_dict(), file)
             ewc.lam = plan.lam  # the file has that of the training which measured it
         tell("learning")
-        train(recogniser, model, ewc, new, replayed, plan, work / "checkpoints", listener)
+        held = ewc if plan.lam > 0 else None
+        train(recogniser, model, held, new, replayed, plan, work / "checkpoints", listener)
         if plan.lora_rank:
             model = model.merge_and_unload()
     model.requires_grad_(True)

@@ -6,10 +6,10 @@ must not stop the learning from all others.
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -55,11 +55,15 @@ class Reader:
     Args:
         recogniser: the model that is to be trained.
         max_seconds: the longest recording.
+        language: that texts are normalised in; None leaves them as they are.
     """
 
-    def __init__(self, recogniser: Recogniser, max_seconds: float) -> None:
+    def __init__(
+        self, recogniser: Recogniser, max_seconds: float, language: str | None = None
+    ) -> None:
         self._recogniser = recogniser
         self._max_seconds = max_seconds
+        self._language = language
         self.left_out: list[str] = []
 
     def corrections(self, paths: Iterable[Path]) -> list[Recording]:
@@ -84,7 +88,7 @@ class Reader:
         if not text_needed and text_beside(path) is None:
             return True, None
         try:
-            text = self._recogniser.spelling.clean(text_of(path), 10**6)
+            text = self._recogniser.spelling.clean(text_of(path), 10**6, self._language)
             self._recogniser.check_room(text, clip.seconds)
         except RefusedError as error:
             why = error.sentence
@@ -104,8 +108,20 @@ def _shown(path: Path) -> str:
 
 
 def digest(path: Path) -> str:
-    """Return what stands for a recording: of its content, for files are moved and renamed."""
-    return hashlib.sha256(path.read_bytes()).hexdigest()[:24]
+    """Return what stands for a recording: of its sound, for files are moved, renamed and packed."""
+    about = path.stat()
+    return _digest(path, about.st_mtime_ns, about.st_size)
+
+
+@cache
+def _digest(path: Path, *_: int) -> str:
+    return audio.fingerprint(audio.read(path))[:24]
+
+
+def without(recordings: Sequence[Recording], others: Sequence[Recording]) -> list[Recording]:
+    """Return the recordings whose sound is not among others: nothing is learned and measured on."""
+    sounds = {digest(path) for path, _ in others}
+    return [pair for pair in recordings if digest(pair[0]) not in sounds]
 
 
 @dataclass(frozen=True)
@@ -163,14 +179,14 @@ def split_old(
         stored importance will do.
     """
     digests: Mapping[Path, str] = {path: digest(path) for path, _ in old if isinstance(path, Path)}
-    order = sorted(old, key=lambda pair: digests[pair[0]])
+    order = sorted(old, key=lambda pair: (digests[pair[0]], str(pair[0])))
     if known is not None and known.kind == Measured.kind_of(plan):
         seen, kept_out = set(known.old), set(known.old_tests)
         here = set(digests.values())
         enough = known.samples >= min(plan.fisher_samples, len(here & seen))
         if here <= seen | kept_out and enough:
             tests = [pair for pair in order if digests[pair[0]] in kept_out and pair[1] is not None]
-            rest = [pair for pair in order if pair not in tests] or order
+            rest = [pair for pair in order if digests[pair[0]] not in kept_out] or order
             return rest, tests[:max_tests], known, True
     if not old:
         raise NotLearnedError(
@@ -180,11 +196,12 @@ def split_old(
     with_text = [pair for pair in order if pair[1] is not None]
     n_tests = min(max_tests, max(1, len(with_text) // 3)) if with_text else 0
     tests = with_text[:n_tests]
-    rest = [pair for pair in order if pair not in tests] or order
+    kept_out = {digests[pair[0]] for pair in tests}  # and with them what has the same sound
+    rest = [pair for pair in order if digests[pair[0]] not in kept_out] or order
     record = Measured(
         Measured.kind_of(plan),
         min(plan.fisher_samples, len(rest)),
         [digests[pair[0]] for pair in rest],
-        [digests[pair[0]] for pair in tests],
+        sorted(kept_out),
     )
     return rest, tests, record, False

@@ -30,8 +30,9 @@ class CorrectionOut(BaseModel):
     seq: int = Field(description="counts up in the order of arrival")
     id: str
     created: str
-    text: str
-    format: Literal["wav", "flac"]
+    text: str = Field(description="as the model writes it")
+    sent: str = Field(description="the text as it was sent")
+    format: Literal["wav", "flac", "mp3", "ogg", "m4a", "webm"]
     rate: int = Field(description="samples per second")
     seconds: float
     bytes: int
@@ -43,6 +44,40 @@ class CorrectionPage(BaseModel):
 
     total: int
     corrections: list[CorrectionOut]
+
+
+class ArchiveEntry(BaseModel):
+    """What became of a correction in an archive: it was kept, or there was a problem."""
+
+    name: str = Field(description="of its recording in the archive")
+    new: bool = False
+    correction: CorrectionOut | None = None
+    problem: str | None = None
+
+
+class ArchiveOut(BaseModel):
+    """What became of an archive."""
+
+    kept: int
+    refused: int
+    entries: list[ArchiveEntry]
+
+
+class DeletionOut(BaseModel):
+    """What stays of a correction that was deleted."""
+
+    seq: int
+    id: str
+    created: str
+    deleted: str
+    reason: str = Field(description="request or retention")
+    models: list[str] = Field(description="versions that may have learned from it")
+
+
+class DeletionPage(BaseModel):
+    """A page of deletions; ask for the next with ``after``, the ``seq`` of the last one here."""
+
+    deletions: list[DeletionOut]
 
 
 class NewText(BaseModel):

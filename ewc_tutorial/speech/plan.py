@@ -61,6 +61,15 @@ def old_per_batch(share: float, batch_size: int) -> int:
     return min(batch_size - 1, max(1, round(share * batch_size)))
 
 
+def usual_lam(replay: float) -> float:
+    """Return the λ of a training for which nobody has set one.
+
+    Beside replay a penalty costs the new voice much and spares the old ones nothing (notebook 10,
+    section 6).
+    """
+    return 0.0 if replay else 100.0
+
+
 def steps_for(n_new: int, new_per_batch: int) -> int:
     """Return the steps of a training that nobody has set: all corrections are read."""
     return max(USUAL_STEPS, math.ceil(n_new / new_per_batch))

@@ -19,6 +19,7 @@ from transformers.utils import logging
 from ewc_tutorial.huggingface import pad_batch
 from ewc_tutorial.speech.audio import RATE
 from ewc_tutorial.speech.errors import RefusedError, UnusableModelError
+from ewc_tutorial.speech.normalising import normalised
 
 #: Marks the small model of this course in its configuration.
 SMALL = "ewc_tutorial_small"
@@ -45,13 +46,20 @@ class Spelling:
         has_upper = any(c != c.lower() for c in self.letters)
         self._case = str if has_lower == has_upper else str.lower if has_lower else str.upper
 
-    def clean(self, text: str, max_characters: int) -> str:
+    def clean(self, text: str, max_characters: int, language: str | None = None) -> str:
         """Return the text as the model would write it: NFC, its case, single spaces.
+
+        Args:
+            text: as it was sent.
+            max_characters: what it may have in the end.
+            language: if it is given, marks that are not spoken go and numbers become words of it.
 
         Raises:
             RefusedError: nothing is left, it is too long, or it cannot all be written.
         """
         text = self._case(unicodedata.normalize("NFC", " ".join(text.split())))
+        if language is not None and len(text) <= 10 * max_characters:
+            text = self._case(normalised(text, self.letters, language))
         if not text:
             raise RefusedError("text must not be empty.")
         if len(text) > max_characters:

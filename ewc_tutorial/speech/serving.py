@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import numpy as np
 
@@ -28,6 +30,7 @@ class Serving:
         self._loading = threading.Lock()
         self._hearing = threading.Lock()
         self._room = threading.BoundedSemaphore(MAX_WAITING + 1)
+        self.in_queue = 0  # counted in the event loop alone
         self._served: tuple[str, Recogniser] | None = None
         self._refused: str | None = None
 
@@ -84,20 +87,32 @@ class Serving:
             self._models.switch(name)
             self._served, self._refused = (name, loaded), None
 
-    def transcribe(self, wave: np.ndarray) -> tuple[str, str]:
-        """Return what is heard, and the version that heard it.
+    @contextmanager
+    def queue(self) -> Iterator[None]:
+        """Take a place in the queue of transcriptions for a ``with`` block.
 
         Raises:
             RefusedError: (503) too many are waiting.
         """
         if not self._room.acquire(blocking=False):
             raise RefusedError(f"{MAX_WAITING} transcriptions are waiting: try again later.", 503)
+        self.in_queue += 1
         try:
-            with self._hearing:
-                name, recogniser = self.current()
-                return recogniser.transcribe([wave])[0], name
+            yield
         finally:
+            self.in_queue -= 1
             self._room.release()
+
+    def transcribe(self, wave: np.ndarray) -> tuple[str, str]:
+        """Return what is heard, and the version that heard it."""
+        with self._hearing:
+            name, recogniser = self.current()
+            return recogniser.transcribe([wave])[0], name
+
+    def peek(self) -> tuple[str, Recogniser]:
+        """Return the version that is loaded and its model, at once, whatever is wanted."""
+        assert self._served is not None, "start() comes first"
+        return self._served
 
     def _load(self, name: str) -> Recogniser:
         if not self._models.exists(name):

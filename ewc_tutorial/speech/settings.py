@@ -5,7 +5,9 @@ from __future__ import annotations
 import ipaddress
 from pathlib import Path
 from typing import Annotated, Any, Literal
+from urllib.parse import urlsplit
 
+import num2words
 from pydantic import Field, FiniteFloat, SecretStr, ValidationError, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
@@ -38,9 +40,16 @@ class Settings(BaseSettings):
     token: SecretStr | None = Field(
         None, description="if set, every route but /health wants 'Authorization: Bearer TOKEN'"
     )
+    upload_token: SecretStr | None = Field(
+        None, description="another token, which may send corrections and do nothing else"
+    )
+    origins: str = Field(
+        "",
+        description="web pages that may use the service: 'https://a.example, http://localhost:3000'",
+    )
 
-    lam: Annotated[FiniteFloat, Field(ge=0)] = Field(
-        100.0, description="λ, strength of the penalty"
+    lam: Annotated[FiniteFloat, Field(ge=0)] | None = Field(
+        None, description="λ, strength of the penalty [0 with replay; 100 without]"
     )
     curvature: Literal["diagonal", "kronecker"] = Field(
         "diagonal", description="form that the Fisher information is kept in"
@@ -86,24 +95,56 @@ class Settings(BaseSettings):
     )
     seed: int = Field(0, description="of everything random in a training")
 
+    normalise: bool = Field(
+        True, description="take marks out of texts and write numbers in words, where it is clear"
+    )
+    language: str = Field("de", description="of the numbers, as num2words names it")
+    retention_days: Annotated[FiniteFloat, Field(gt=0)] | None = Field(
+        None, description="corrections older than this are deleted [never]"
+    )
+
+    log_format: Literal["text", "json"] = Field("text", description="of the log's lines")
     max_bytes: Annotated[int, Field(ge=1024)] = Field(
         20 * 2**20, description="largest upload in bytes"
+    )
+    max_archive_bytes: Annotated[int, Field(ge=1024)] = Field(
+        500 * 2**20, description="largest archive of corrections in bytes"
     )
     max_seconds: Annotated[FiniteFloat, Field(gt=0)] = Field(30.0, description="longest recording")
     max_characters: Annotated[int, Field(ge=1)] = Field(500, description="longest text")
 
     @model_validator(mode="after")
     def _nobody_gets_in(self) -> Settings:
-        if self.token is not None and len(self.token.get_secret_value()) < MIN_TOKEN:
-            raise ValueError(
-                f"{PREFIX}TOKEN must have at least {MIN_TOKEN} characters; python -c 'import "
-                "secrets; print(secrets.token_urlsafe())' makes one."
-            )
+        for name in ("token", "upload_token"):
+            secret = getattr(self, name)
+            if secret is not None and len(secret.get_secret_value()) < MIN_TOKEN:
+                raise ValueError(
+                    f"{PREFIX}{name.upper()} must have at least {MIN_TOKEN} characters; python -c "
+                    "'import secrets; print(secrets.token_urlsafe())' makes one."
+                )
+        if self.upload_token is not None and self.upload_token == self.token:
+            raise ValueError(f"{PREFIX}UPLOAD_TOKEN must not be {PREFIX}TOKEN, which may do all.")
+        if self.upload_token is not None and self.token is None:
+            raise ValueError(f"{PREFIX}UPLOAD_TOKEN needs {PREFIX}TOKEN, for all other requests.")
         if self.token is None and not is_loopback(self.host):
             raise ValueError(
                 f"{PREFIX}HOST {self.host!r} can be reached from other machines, so "
                 f"{PREFIX}TOKEN must be set; or use 127.0.0.1."
             )
+        return self
+
+    @model_validator(mode="after")
+    def _pages_are_named(self) -> Settings:
+        for origin in self.allowed_origins:
+            parts = urlsplit(origin)
+            if (
+                parts.scheme not in ("http", "https")
+                or origin != f"{parts.scheme}://{parts.netloc}"
+            ):
+                raise ValueError(
+                    f"{PREFIX}ORIGINS must be addresses such as https://speech.example.org, "
+                    f"without a path and separated by commas, but has {origin!r}."
+                )
         return self
 
     @model_validator(mode="after")
@@ -126,13 +167,29 @@ class Settings(BaseSettings):
             )
         return self
 
+    @model_validator(mode="after")
+    def _numbers_can_be_read(self) -> Settings:
+        if self.language not in num2words.CONVERTER_CLASSES:
+            known = " ".join(sorted(num2words.CONVERTER_CLASSES))
+            raise ValueError(f"{PREFIX}LANGUAGE must be one of {known}, not {self.language!r}.")
+        return self
+
+    @property
+    def allowed_origins(self) -> list[str]:
+        return [origin.strip().rstrip("/") for origin in self.origins.split(",") if origin.strip()]
+
+    @property
+    def spelling(self) -> str | None:
+        """The language that texts are normalised in; None leaves them as they are."""
+        return self.language if self.normalise else None
+
     @property
     def old_folder(self) -> Path:
         return self.data / "old" if self.old is None else self.old
 
     def to_worker(self) -> dict[str, Any]:
         """Return what another process needs to have the same settings, the token not among it."""
-        return self.model_dump(mode="json", exclude={"token", "host"})
+        return self.model_dump(mode="json", exclude={"token", "upload_token", "host"})
 
 
 def is_loopback(host: str) -> bool:

@@ -143,13 +143,18 @@ def write_folder(
     Returns:
         The paths of the WAV files with their texts.
     """
-    import soundfile
-
     written = []
     for i, (wave, text, name) in enumerate(recordings(speakers, n, seed)):
         path = Path(folder) / name.lower() / f"{i:04d}.wav"
         path.parent.mkdir(parents=True, exist_ok=True)
-        soundfile.write(path, wave, RATE, subtype="PCM_16")
+        write(path, wave)
         path.with_suffix(".txt").write_text(text + "\n", encoding="utf-8")
         written.append((path, text))
     return written
+
+
+def write(path: Path, wave: np.ndarray) -> None:
+    """Write a recording in 16 bits."""
+    import soundfile
+
+    soundfile.write(path, wave, RATE, subtype="PCM_16")

@@ -13,7 +13,7 @@ from ewc_tutorial.speech.errors import RefusedError
 from ewc_tutorial.speech.folders import recordings_in
 from ewc_tutorial.speech.jobs import Jobs
 from ewc_tutorial.speech.messages import TrainRequest
-from ewc_tutorial.speech.plan import Plan, steps_for
+from ewc_tutorial.speech.plan import Plan, steps_for, usual_lam
 from ewc_tutorial.speech.recogniser import SMALL
 from ewc_tutorial.speech.runner import Runner
 from ewc_tutorial.speech.serving import Serving
@@ -106,7 +106,7 @@ class Trainings:
         return True
 
     def _check(self, wish: TrainRequest) -> None:
-        new, new_tests = self._corrections.split(self._corrections.last_seq(), self._hold_out)
+        new, new_tests = self._corrections.split(self._corrections.index.last_seq(), self._hold_out)
         if not new or not new_tests:
             raise RefusedError(
                 f"There are {len(new) + len(new_tests)} corrections; a training needs at least "
@@ -123,7 +123,7 @@ class Trainings:
 
     def _settled(self, wish: TrainRequest, seq: int) -> tuple[dict[str, Any], int, str]:
         """Return options, last correction and first version of a training that begins now."""
-        last_seq = self._corrections.last_seq()
+        last_seq = self._corrections.index.last_seq()
         small = hasattr(self._serving.current()[1].model.config, SMALL)
         plan: dict[str, Any] = {
             "learning_rate": 2e-3 if small else 3e-5,
@@ -133,6 +133,7 @@ class Trainings:
         }
         for source in (self._settings, wish):
             plan |= {n: value for n, value in source if n in _PLANNED and value is not None}
+        plan.setdefault("lam", usual_lam(plan["replay"]))
         if "steps" not in plan:
             n_new = len(self._corrections.split(last_seq, self._hold_out)[0])
             plan["steps"] = steps_for(n_new, Plan(**plan).new_per_batch)

@@ -13,8 +13,10 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import re
 import shutil
+import tarfile
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -25,6 +27,7 @@ BASE = "base"
 IMPORTANCE = "importance.pt"
 _ABOUT = "version.json"
 _HALF = ".half-"
+_CHUNK = 2**20
 _log = logging.getLogger(__name__)
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 
@@ -105,6 +108,34 @@ class Versions:
         """Put a version into use, at once or not at all."""
         files.replace_file(self._pointer, f"{name}\n".encode())
 
+    def archive(self, name: str) -> tuple[int, Iterator[bytes]]:
+        """Return a version as a tar file: its length in bytes, and its parts.
+
+        Its files are opened here, so that it can be read to its end even if it is removed.
+        """
+        opened, headers, sizes = [], [], []
+        for path in sorted(self.path(name).iterdir()):
+            if path.is_file():
+                file = open(path, "rb")  # noqa: SIM115 (for parts() to close)
+                info = tarfile.TarInfo(f"{name}/{path.name}")
+                about = os.fstat(file.fileno())
+                info.size, info.mtime = about.st_size, int(about.st_mtime)
+                opened.append(file)
+                headers.append(info.tobuf(tarfile.GNU_FORMAT))
+                sizes.append(info.size)
+
+        def parts() -> Iterator[bytes]:
+            for header, file, size in zip(headers, opened, sizes, strict=True):
+                yield header
+                with file:
+                    while chunk := file.read(_CHUNK):
+                        yield chunk
+                yield bytes(-size % tarfile.BLOCKSIZE)
+            yield bytes(2 * tarfile.BLOCKSIZE)
+
+        padded = (size + -size % tarfile.BLOCKSIZE for size in sizes)
+        return sum(map(len, headers)) + sum(padded) + 2 * tarfile.BLOCKSIZE, parts()
+
     def prune(self, newest: int) -> list[str]:
         """Delete the versions that nobody needs any more, and return their names.
 
@@ -131,6 +162,16 @@ class Versions:
             gone.append(name)
             _log.info("Version %s was removed: newer ones have taken its place.", name)
         return gone
+
+    def clear(self) -> list[str]:
+        """Delete all versions, the base last, and return their names. For the start only."""
+        names = self.names()
+        for name in names:
+            half = self.folder / f"{_HALF}{name}"
+            self.path(name).rename(half)
+            shutil.rmtree(half, ignore_errors=True)
+        self._removed.unlink(missing_ok=True)
+        return names
 
     def recover(self) -> None:
         """Delete versions that were cut off while being written. For the start only."""

@@ -37,10 +37,11 @@ from ewc_tutorial.speech.database import Database, lock_folder
 from ewc_tutorial.speech.errors import NotLearnedError
 from ewc_tutorial.speech.estimate import Estimate
 from ewc_tutorial.speech.folders import recordings_in
+from ewc_tutorial.speech.index import now
 from ewc_tutorial.speech.jobs import Jobs
 from ewc_tutorial.speech.learning import heard_by, learn
-from ewc_tutorial.speech.material import Material, Measured, Reader, split_old
-from ewc_tutorial.speech.plan import Plan
+from ewc_tutorial.speech.material import Material, Measured, Reader, split_old, without
+from ewc_tutorial.speech.plan import Plan, usual_lam
 from ewc_tutorial.speech.recogniser import Recogniser
 from ewc_tutorial.speech.settings import Settings
 from ewc_tutorial.speech.versions import BASE, IMPORTANCE, Versions
@@ -131,7 +132,8 @@ class Training:
 
     def _gather(self) -> tuple[Material, Path]:
         """Return what to work with, and where the importance is or is to be."""
-        settings, reader = self._settings, Reader(self._recogniser, self._settings.max_seconds)
+        settings = self._settings
+        reader = Reader(self._recogniser, settings.max_seconds, settings.spelling)
         importance = self._models.importance(self._start)
         old, tests, record, known = split_old(
             reader.earlier_speech(recordings_in(settings.old_folder)),
@@ -140,6 +142,7 @@ class Training:
         if importance is None or not known:
             importance = self._models.path(self._start) / IMPORTANCE
             record.write(importance)
+        self._gathered = now()
         parts = self._corrections.split(self._row["last_seq"], settings.hold_out)
         new, new_tests = (reader.corrections(part) for part in parts)
         for part, usable in zip(parts, (new, new_tests), strict=True):
@@ -147,10 +150,14 @@ class Training:
                 raise NotLearnedError(
                     f"None of {len(part)} corrections can be used, for {reader.left_out[-1]}"
                 )
+        # What is both earlier speech and a correction is for learning or for measuring.
+        old, tests = without(old, new_tests) or old, without(tests, new)
         if self._plan.replay and not any(text for _, text in old):
-            self._plan = replace(self._plan, replay=0.0)
+            set_by = (settings.lam, self._row["options"]["wish"]["lam"])
+            lam = usual_lam(0.0) if set_by == (None, None) else self._plan.lam
+            self._plan = replace(self._plan, replay=0.0, lam=lam)
             reader.left_out.append(
-                "Replay: no earlier speech for it has a text, so none is mixed in."
+                f"Replay: no earlier speech for it has a text, so none is mixed in; λ is {lam:g}."
             )
         return Material(old, tests, new, new_tests, reader.left_out), importance
 
@@ -217,6 +224,7 @@ class Training:
             "parent": self._start,
             "job": self._job,
             "last_seq": self._row["last_seq"],
+            "gathered": self._gathered,
             "plan": self._row["options"]["plan"],
             **{key: results.get(key) for key in ("recordings", "before", "after", "fraction")},
             "outcome": outcome,

@@ -1,4 +1,4 @@
-"""The λ lab in a real browser: in JupyterLab, as a page of Voilà, and as a file by itself."""
+"""The λ lab in a real browser: in JupyterLab and as a page of Voilà."""
 
 from __future__ import annotations
 
@@ -203,23 +203,3 @@ def test_a_visitor_who_leaves_or_reloads_leaves_no_kernel_behind(visitor, voila)
     wait_for_kernels(1)
     visitor.goto("about:blank")
     wait_for_kernels(0)
-
-
-def test_the_lab_as_a_file_without_a_kernel(page, tmp_path, screenshot, errors):
-    from ewc_tutorial.course.explorer import default_landscape
-    from ewc_tutorial.course.explorer.page import page as lab_page
-
-    file = tmp_path / "lambda_lab.html"
-    file.write_text(lab_page(default_landscape()), encoding="utf-8")
-    page.goto("about:blank")
-    requests: list[str] = []
-    page.on("request", lambda request: requests.append(request.url))
-    page.goto(file.as_uri())
-    lab = Lab(page)
-    screenshot("lambda_lab_file_covered")
-    page.locator("input[type=checkbox][name=shown]").first.check()
-    lab.check_keys()
-    note_speed(lab, "a file")
-    screenshot("lambda_lab_file")
-    assert [url for url in requests if not url.startswith(("file:", "data:", "blob:"))] == []
-    assert errors == []

@@ -227,9 +227,12 @@ def by_imported_grad(x, grad=torch.autograd.grad):
     ("fn", "words"),
     [
         (slope, "✓ Right"),
-        (by_backward, "✗ Your function calls `backward`: this exercise is to do without."),
+        (by_backward, "✗ Your function calls `backward`: this exercise asks for the formula."),
         (by_imported_grad, "✗ Your function calls `autograd.grad`"),
-        (lambda x: 2 * x + 0 * x.std(), "✗ Your function calls `std`"),
+        (
+            lambda x: 2 * x + 0 * x.std(),
+            "✗ Your function calls `std`: this exercise is to do without.",
+        ),
         (lambda x: 2 * x + 0 * torch.std(x), "✗ Your function calls `std`"),
     ],
 )

@@ -460,12 +460,15 @@ def test_the_grid_begins_with_zero_and_has_half_decades():
 # --- the page without a kernel ----------------------------------------------------------------
 
 
-@pytest.mark.slow
 def test_the_page_is_whole(result):
     html = page(result)
     assert html.startswith("<!DOCTYPE html>")
     assert '<html lang="en">' in html
-    assert "trained 10 times: for each of 5" in html
+    assert "10 that were trained before: 5 values of λ with 2 random starts" in " ".join(
+        html.split()
+    )
+    assert "class Learner" in html
+    assert len(html.encode()) < 3e6
     assert not re.findall(r"<(?:script|link)[^>]+(?:src|href)=", html)
 
 

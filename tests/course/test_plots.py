@@ -123,6 +123,15 @@ def test_accuracies_near_none_and_all_lie_within_the_axes(figure, values):
     assert low <= values <= high
 
 
+def test_damage_and_gain_are_shares_of_each_seeds_own_change():
+    old, new = np.array([[1.0, 2.0, 5.0], [0.0, 3.0, 6.0]]), np.array([[9.0, 3.0, 1.0]])
+    lines = {}
+    for line in plots.damage_and_gain([0.0, 0.5, 1.0], old, new).get_lines():
+        lines[line.get_label()] = line.get_ydata()
+    np.testing.assert_allclose(lines["damage to the old voices"], [0, 37.5, 100])
+    np.testing.assert_allclose(lines["gain on the new voice, missing"], [100, 25, 0])
+
+
 @pytest.mark.parametrize("markers", [True, False])
 @pytest.mark.parametrize("count", [1, 5, 12, 26])
 @pytest.mark.parametrize("own", [(), ("EWC",), ("EWC", "L2", "plain", "joint")])

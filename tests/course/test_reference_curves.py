@@ -12,6 +12,7 @@ from torch import nn
 
 from ewc_tutorial import EWC
 from ewc_tutorial.course import metrics, reference
+from ewc_tutorial.course.exercises import runs
 
 ACCURACY = st.floats(0, 1, width=32)
 MATRICES = st.integers(2, 6).flatmap(lambda n: arrays(np.float64, (n, n), elements=ACCURACY))
@@ -86,3 +87,50 @@ def test_the_descent_takes_the_steps_of_the_ewc_class():
         lambda t: 2 * x.T @ (x @ t - 1) / len(x), anchor, fisher, 3.0, 0.1, 15
     )
     torch.testing.assert_close(model.weight.detach().flatten(), theta)
+
+
+RIGHT = [[0.95, 0.1, 0.1], [0.85, 0.9, 0.1], [0.7, 0.8, 0.9]]
+WRONG = {
+    0: [[0.95, 0.1, 0.1], [0.6, 0.95, 0.1], [0.4, 0.6, 0.95]],
+    1: [[0.95, 0.1, 0.1], [0.85, 0.9, 0.1], [0.85, 0.4, 0.95]],
+    2: [[0.95, 0.1, 0.1], [0.95, 0.15, 0.1], [0.95, 0.15, 0.1]],
+    3: [[0.95, 0.95, 0.95], [0.85, 0.85, 0.85], [0.6, 0.6, 0.6]],
+}
+
+
+@pytest.mark.parametrize("bug", WRONG)
+@pytest.mark.parametrize("guilty", range(3))
+def test_the_bug_of_a_run_is_read_off_its_matrix(bug, guilty):
+    R = torch.tensor([WRONG[bug] if run == guilty else RIGHT for run in range(3)])
+    assert reference.run_and_bug(R) == (guilty, bug)
+
+
+def test_three_runs_without_a_bug_are_an_error():
+    with pytest.raises(ValueError, match="R must hold a run with one of the four bugs"):
+        reference.run_and_bug(torch.tensor([RIGHT] * 3))
+
+
+@pytest.mark.parametrize("bug", range(len(runs.BUGS)))
+def test_each_bug_of_a_real_run_shows_where_it_should(bug):
+    """Held against the right run of the same seed: the same tasks, weights and batches."""
+    R, right = runs.accuracy_matrix(3, bug).numpy(), runs.accuracy_matrix(3).numpy()
+    assert R[0, 0] == right[0, 0]  # until the first task is learned nothing is wrong
+    worse = right - R
+    if bug == 0:
+        assert worse[1, 0] > 0.1
+    elif bug == 1:
+        np.testing.assert_array_equal(R[1], right[1])
+        assert worse[2, 1] > 0.1
+    elif bug == 2:
+        assert R[1:, 1:].max() < 0.5 < R[:, 0].min()
+    else:
+        assert (np.ptp(R, axis=1) == 0).all()
+        np.testing.assert_array_equal(R.diagonal(), right.diagonal())
+
+
+def test_three_runs_are_two_right_ones_and_the_wrong_one_somewhere():
+    places = {
+        int((trio[:, 1:, 1:].amax((1, 2)) < 0.5).nonzero().item())
+        for trio in (runs.three_runs(seed, 2) for seed in range(4))
+    }
+    assert len(places) > 1

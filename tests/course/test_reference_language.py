@@ -8,7 +8,11 @@ import pytest
 import torch
 from torch.nn import functional
 
-from ewc_tutorial.course import reference
+from ewc_tutorial.course import check, reference
+from ewc_tutorial.course.exercises import language
+
+#: How often a reduction divides by what it goes over.
+SHRINKS = {"sum": 0, "mean": 1}
 
 
 def draw(*shape: int, seed: int) -> torch.Tensor:
@@ -44,3 +48,34 @@ def test_lora_gradients_are_those_of_autograd():
     G, by_A, by_B = torch.autograd.grad(loss, (W, A, B))
     found = reference.lora_gradients(G, A.detach(), B.detach(), s)
     torch.testing.assert_close(found, (by_A, by_B))
+
+
+@pytest.mark.parametrize(("tokens", "batch"), [(t, b) for t in SHRINKS for b in SHRINKS])
+@pytest.mark.parametrize("weighted", [False, True])
+@pytest.mark.parametrize("divisor", ["batches", "sequences", "nothing"])
+def test_the_lambda_of_a_program_is_the_one_by_counting(tokens, batch, weighted, divisor):
+    """N sequences of T tokens in batches of b: a sum of b scores has b times the square of one."""
+    N, T, b, lam = 60, 7, 4, 5000.0
+    F_by_theirs = b / b ** (2 * SHRINKS[batch]) / T ** (2 * SHRINKS[tokens])  # of one batch
+    F_by_theirs *= b if weighted else 1
+    F_by_theirs *= {"batches": 1, "sequences": 1 / b, "nothing": N / b}[divisor]
+    program = language.program(tokens, batch, weighted, divisor)
+    found = reference.lambda_of_a_program(program, lam, N, T, b)
+    assert found == pytest.approx(lam * F_by_theirs, rel=0.05)
+
+
+def test_a_program_is_the_loop_that_it_describes():
+    gradients = [draw(T, 2, seed=T).float() for T in (2, 3, 1)]
+    own = [g.sum(0) / len(g) for g in gradients]
+    first, last = (own[0] + own[1]) / 2, own[2]
+    expected = (2 * first**2 + last**2) / 3  # as Concept-1K does it; the last batch is smaller
+    found = language.program("mean", "mean", True, "sequences")(gradients, 2)
+    torch.testing.assert_close(found, expected)
+
+
+def test_gradients_that_are_all_positive_are_named():
+    def positive(program, lam, N, T, b):
+        scores = [torch.rand(T, 500) for _ in range(N)]
+        return lam * program(scores, b).sum() / reference.fisher_of_sequences(scores).sum()
+
+    assert "or gradients that are all positive" in check("lambda_of_a_program", positive).text

@@ -10,6 +10,7 @@ from torch import nn
 
 from ewc_tutorial import EWC
 from ewc_tutorial.course import reference
+from ewc_tutorial.course.scenarios import scenario_net, scenario_tasks
 
 
 @pytest.mark.parametrize("mask", [[0, 1, 0, 1, 1], [1, 1, 1, 1, 1], [0, 0, 0, 0, 1]])
@@ -56,3 +57,34 @@ def test_a_grown_head_is_what_the_ewc_class_follows():
     found = reference.grow_head(weight, fisher, fresh)
     assert found[0].tolist() == weight.tolist() + fresh.tolist()
     assert torch.equal(found[1], ewc.importance["0.weight"])
+
+
+@pytest.mark.parametrize(
+    ("tasks", "told", "plan"),
+    [
+        # Task-incremental: heads of their own, none of which another task moves.
+        ([(7, 2), (0, 9)], True, [([0, 1], [0, 1], []), ([2, 3], [2, 3], [])]),
+        # Domain-incremental: one head, which every task moves.
+        ([(1, 0), (1, 0)], False, [([0, 1], [0, 1], []), ([0, 1], [0, 1], [0, 1])]),
+        # Class-incremental: the head grows, all that is there competes.
+        ([(7, 2), (0, 9)], False, [([0, 1], [0, 1], []), ([2, 3], [0, 1, 2, 3], [0, 1])]),
+        # Class 2 comes again.
+        ([(7, 2), (2, 9)], True, [([0, 1], [0, 1], []), ([1, 2], [1, 2], [1])]),
+        ([(7, 2), (9, 2)], True, [([0, 1], [0, 1], []), ([2, 1], [1, 2], [1])]),
+        ([(7, 2), (2, 9)], False, [([0, 1], [0, 1], []), ([1, 2], [0, 1, 2], [0, 1])]),
+    ],
+)
+def test_the_three_scenarios_follow_from_two_facts(tasks, told, plan):
+    assert reference.design_head(tasks, told) == plan
+
+
+def test_the_designed_head_is_that_of_the_scenarios_networks():
+    """Rows and competing classes against ``ScenarioNet``: shapes of its heads after each task."""
+    split = scenario_tasks("class")
+    plan = reference.design_head([task.classes for task in split], told=False)
+    net = scenario_net("class")
+    for number, (task, (rows, competing, held)) in enumerate(zip(split, plan, strict=True)):
+        net.begin(number)
+        assert tuple(rows) == task.classes
+        assert len(competing) == len(net.head.weight)
+        assert len(held) == 2 * number

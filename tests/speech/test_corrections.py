@@ -19,6 +19,7 @@ from ewc_tutorial.speech.corrections import Corrections
 from ewc_tutorial.speech.database import Database, lock_folder
 from ewc_tutorial.speech.errors import AlreadyServedError, RefusedError
 from ewc_tutorial.speech.folders import recordings_in, text_beside, text_of
+from ewc_tutorial.speech.recovery import recover
 
 
 def store(folder: Path) -> Corrections:
@@ -36,7 +37,7 @@ def contents(folder: Path) -> dict[str, tuple[str, str]]:
 
 
 def index(kept: Corrections) -> dict[str, tuple[str, str]]:
-    return {c.id: (c.sha256, c.text) for c in kept.page(limit=1000)}
+    return {c.id: (c.sha256, c.text) for c in kept.index.page(limit=1000)}
 
 
 def test_a_correction_is_kept_byte_for_byte(tmp_path, wav):
@@ -89,7 +90,9 @@ def test_concurrent_additions_are_all_kept_and_not_mixed_up(tmp_path, wav):
     wanted = {(hashlib.sha256(s).hexdigest(), f"text {i}") for i, s in enumerate(sounds)}
     assert set(index(kept).values()) == wanted
     assert index(kept) == contents(tmp_path / "d")
-    assert [c.seq for c in kept.page(limit=1000)] == sorted(c.seq for c in kept.page(limit=1000))
+    assert [c.seq for c in kept.index.page(limit=1000)] == sorted(
+        c.seq for c in kept.index.page(limit=1000)
+    )
 
 
 class PowerCutError(BaseException):
@@ -129,7 +132,7 @@ def test_a_cut_at_any_moment_leaves_a_whole_correction_or_none(tmp_path, wav, mo
             except PowerCutError:
                 answered = False
         after = store(folder)
-        after.recover()
+        recover(after)
         assert index(after) == contents(folder)
         texts = sorted(text for _, text in index(after).values())
         assert texts in (["earlier"], ["earlier", "hello"])
@@ -148,8 +151,8 @@ def test_recovery_leaves_alone_what_it_does_not_know(tmp_path, wav):
     stranger = tmp_path / "d" / "corrections" / "holiday"
     stranger.mkdir()
     (stranger / "picture.jpg").write_bytes(b"x")
-    kept.recover()
-    assert kept.count() == 0
+    recover(kept)
+    assert kept.index.count() == 0
     assert (stranger / "picture.jpg").exists()
 
 
@@ -214,16 +217,16 @@ def test_a_kill_between_file_and_index_of_a_changed_text_leaves_the_new_one(tmp_
     kept = store(tmp_path / "d")
     first, _ = kept.add(io.BytesIO(wav().read_bytes()), "hello")
     (tmp_path / "d" / "corrections" / first.id / "text.txt").write_text("help")
-    kept.recover()
-    assert [c.text for c in kept.page()] == ["help"]
+    recover(kept)
+    assert [c.text for c in kept.index.page()] == ["help"]
 
 
 def test_a_deleted_correction_is_gone_and_stays_gone(tmp_path, wav):
     kept = store(tmp_path / "d")
     both = [kept.add(io.BytesIO(wav(seed=i).read_bytes()), "hello")[0] for i in range(2)]
     kept.remove(both[0])
-    kept.recover()
-    assert [c.id for c in kept.page()] == [both[1].id]
+    recover(kept)
+    assert [c.id for c in kept.index.page()] == [both[1].id]
     assert list(contents(tmp_path / "d")) == [both[1].id]
     assert not any((tmp_path / "d" / "incoming").iterdir())
     kept.remove(both[0])  # again, as after a kill
@@ -233,17 +236,17 @@ def test_a_deleted_correction_is_gone_and_stays_gone(tmp_path, wav):
 
 def test_an_index_that_cannot_be_written_leaves_no_correction(tmp_path, wav, monkeypatch):
     kept = store(tmp_path / "d")
-    real = kept._enter
+    real = kept.enter
 
     def locked(*_):
         raise sqlite3.OperationalError("database is locked")
 
-    monkeypatch.setattr(kept, "_enter", locked)
+    monkeypatch.setattr(kept, "enter", locked)
     with pytest.raises(sqlite3.OperationalError):
         kept.add(io.BytesIO(wav().read_bytes()), "hello")
-    monkeypatch.setattr(kept, "_enter", real)
-    kept.recover()
-    assert kept.count() == 0
+    monkeypatch.setattr(kept, "enter", real)
+    recover(kept)
+    assert kept.index.count() == 0
     assert contents(tmp_path / "d") == {}
 
 

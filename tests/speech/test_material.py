@@ -10,11 +10,11 @@ import soundfile
 
 pytest.importorskip("transformers", reason="the group 'speech' is not installed")
 
-from ewc_tutorial.speech import synthetic
+from ewc_tutorial.speech import audio, synthetic
 from ewc_tutorial.speech.errors import NotLearnedError, RefusedError
 from ewc_tutorial.speech.folders import recordings_in
 from ewc_tutorial.speech.learning import Plan
-from ewc_tutorial.speech.material import Measured, Reader, split_old
+from ewc_tutorial.speech.material import Measured, Reader, split_old, without
 from ewc_tutorial.speech.recogniser import Recogniser
 
 PLAN = Plan(fisher_samples=20)
@@ -29,10 +29,12 @@ def recogniser(tiny_model) -> Recogniser:
 def folder(tmp_path):
     """Nine good recordings and one of each fault."""
     synthetic.write_folder(tmp_path, synthetic.OLD_SPEAKERS, 9, seed=3)
-    good = tmp_path / "ada" / "0000.wav"
+    good, copies = tmp_path / "ada" / "0000.wav", []
 
     def copy(name, text):
-        shutil.copy(good, tmp_path / name)
+        wave, rate = soundfile.read(good)
+        copies.append(name)  # no two of them sound the same
+        soundfile.write(tmp_path / name, wave * (1 - 0.02 * len(copies)), rate, format="WAV")
         if text is not None:
             (tmp_path / name).with_suffix(".txt").write_bytes(text)
 
@@ -111,6 +113,21 @@ def test_a_third_of_what_has_texts_is_for_measuring_and_nothing_is_for_both(fold
         )
         path.rename(folder / "zzz" / f"a{path.name}")
     assert split(folder, recogniser)[2] == record
+
+
+def test_one_sound_is_not_measured_and_learned_from_in_two_formats(folder, recogniser):
+    for path in recordings_in(folder):
+        if path.with_suffix(".txt").exists() and path.stat().st_size > 1000:
+            soundfile.write(path.with_suffix(".flac"), *soundfile.read(path))
+    old, tests, _, _ = split(folder, recogniser)
+    assert tests
+    both = [{audio.fingerprint(audio.read(p)) for p, _ in part} for part in (old, tests)]
+    assert not both[0] & both[1]
+    # Nor as earlier speech and as a correction.
+    correction = folder / "zzz.flac"
+    soundfile.write(correction, *soundfile.read(tests[0][0]))
+    left = without(tests, [(correction, "old lion")])
+    assert {p.stem for p, _ in left} == {p.stem for p, _ in tests} - {tests[0][0].stem}
 
 
 def test_a_stored_importance_is_used_while_nothing_new_is_there(folder, recogniser, tmp_path):

@@ -123,6 +123,11 @@ def test_a_stored_importance_holds_without_earlier_speech(tiny_model, old, new, 
     first = moved(1e6, [(wave, None) for wave, _ in old])
     state = torch.load(stored, weights_only=True)
     assert moved(1e6, []) == first
+    # At λ = 0 it is measured, too, if it is to be kept.
+    stored.unlink()
+    moved(0.0, old)
+    again = torch.load(stored, weights_only=True)
+    assert all(torch.equal(v, again[n]) for n, v in state.items() if isinstance(v, torch.Tensor))
     # λ is this training's, not that of the one that measured it.
     assert moved(1e-9, []) > 1.5 * first
     again = torch.load(stored, weights_only=True)

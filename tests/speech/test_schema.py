@@ -40,8 +40,13 @@ POSITIVE, NEGATIVE = GenerationMode.POSITIVE, GenerationMode.NEGATIVE
     ("method", "path", "mode"),
     [
         ("GET", "/health", POSITIVE),  # nothing about it can be wrong
+        ("GET", "/metrics", POSITIVE),
         ("POST", "/upload/corrections", POSITIVE),
         ("POST", "/upload/corrections", NEGATIVE),
+        ("POST", "/upload/corrections/archive", POSITIVE),
+        ("POST", "/upload/corrections/archive", NEGATIVE),
+        ("GET", "/deletions", POSITIVE),
+        ("GET", "/deletions", NEGATIVE),
         ("GET", "/corrections", POSITIVE),
         ("GET", "/corrections", NEGATIVE),
         ("GET", "/corrections/{correction_id}", POSITIVE),
@@ -55,6 +60,7 @@ POSITIVE, NEGATIVE = GenerationMode.POSITIVE, GenerationMode.NEGATIVE
         ("GET", "/models", POSITIVE),
         ("GET", "/models/{name}/diff/{other}", POSITIVE),
         ("POST", "/models/{name}/serve", POSITIVE),
+        ("GET", "/models/{name}/archive", POSITIVE),
         ("POST", "/train/ewc", POSITIVE),
         ("POST", "/train/ewc", NEGATIVE),
         ("GET", "/train/ewc/{job_id}", POSITIVE),  # nor about this: any text is an id

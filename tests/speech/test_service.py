@@ -5,9 +5,12 @@ from __future__ import annotations
 import contextlib
 import errno
 import hashlib
+import io
+import os
 import re
 import socket
 import sqlite3
+import tarfile
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -16,9 +19,15 @@ import pytest
 pytest.importorskip("fastapi", reason="the group 'speech' is not installed")
 
 from ewc_tutorial.speech import runner
+from ewc_tutorial.speech.brake import Brake
+from ewc_tutorial.speech.database import Database
+from ewc_tutorial.speech.recogniser import Recogniser
+from ewc_tutorial.speech.service import Service
+from ewc_tutorial.speech.settings import Settings
 
 pytestmark = pytest.mark.timeout(300)
 TOKEN = "a-token-of-sixteen-or-more"
+UPLOAD_TOKEN = "another-token-for-uploads"
 
 
 def upload(client, content: bytes, text: str, name: str = "x.wav", **kwargs: Any):
@@ -57,8 +66,10 @@ def test_a_correction_is_fetched_corrected_and_deleted(service, wav):
     sound = service.client.get(f"{one}/audio")
     assert (sound.content, sound.headers["content-type"]) == (content, "audio/wav")
     changed = service.client.patch(one, json={"text": " Old  HILL"})
-    assert changed.json() == service.client.get(one).json() == sent | {"text": "old hill"}
-    for text in ("", "lion!", "l" * 400):
+    assert changed.json() == service.client.get(one).json() == sent | {
+        "text": "old hill", "sent": " Old  HILL",
+    }  # fmt: skip
+    for text in ("", "lion%", "l" * 400):
         assert service.client.patch(one, json={"text": text}).status_code == 422
     assert service.client.delete(one).status_code == 204
     for answer in (
@@ -67,6 +78,25 @@ def test_a_correction_is_fetched_corrected_and_deleted(service, wav):
     ):  # fmt: skip
         assert answer.status_code == 404
     assert sent["id"] not in {c["id"] for c in every_correction(service.client)}
+    (gone,) = service.client.get(f"/deletions?after={sent['seq'] - 1}&limit=1").json()["deletions"]
+    wanted = {key: sent[key] for key in ("seq", "id", "created")}
+    assert gone | wanted == gone
+    assert (gone["reason"], gone["models"]) == ("request", [])
+
+
+def test_the_text_may_be_a_file_and_as_people_write(service, wav):
+    """As the client of the source document sends it."""
+    answer = service.client.post(
+        "/upload/corrections",
+        files={
+            "audio": ("audio_0001.wav", wav(seconds=2.0, seed=42).read_bytes()),
+            "text": ("text_0001.txt", "\ufeff„Sea, sand …“ and stone!\r\n".encode()),
+        },
+    )
+    assert answer.status_code == 201
+    assert answer.json()["text"] == "sea sand and stone"
+    assert answer.json()["sent"].strip() == "„Sea, sand …“ and stone!"
+    service.client.delete(f"/corrections/{answer.json()['id']}")
 
 
 def test_versions_are_listed_and_strangers_are_refused(service):
@@ -96,8 +126,11 @@ def test_concurrent_uploads_are_all_kept_and_not_mixed_up(service, wav):
 REFUSED = {
     "no audio": ({"data": {"text": "lion"}}, 422, "audio"),
     "no text": ({"files": {"audio": ("x.wav", b"RIFF")}}, 422, "text"),
-    "text as a file": (
-        {"files": {"audio": ("x.wav", b"RIFF"), "text": ("x.txt", b"lion")}}, 422, "text"),
+    "a text that is no text": (
+        {"files": {"audio": ("x.wav", b"RIFF"), "text": ("x.txt", b"l\xf6we")}}, 422, "UTF-8"),
+    "a text of a megabyte": (
+        {"files": {"audio": ("x.wav", b"RIFF"), "text": ("x.txt", b"lion " * 200_000)}},
+        422, "at most 65,536"),
     "audio as a field": ({"data": {"text": "lion", "audio": "RIFF"}}, 422, "audio"),
     "one field too many": (
         {"files": {"audio": ("x.wav", b"RIFF")}, "data": {"text": "lion", "id": "7"}}, 422, "else"),
@@ -129,7 +162,9 @@ def test_what_is_wrong_is_answered_with_a_sentence(service, kind):
     assert "\n" not in answer.json()["detail"]
 
 
-@pytest.mark.parametrize("text", ["", "  ", "lion!", "l\x00ion", "lion" * 200, "\ud800", "löwe"])
+@pytest.mark.parametrize(
+    "text", ["", "  ", "...", "lion%", "3. lion", "l\x00ion", "lion" * 200, "\ud800", "löwe"]
+)
 def test_texts_that_cannot_be_learned_are_refused(service, wav, text):
     content = wav(seconds=25).read_bytes()
     answer = upload(service.client, content, text.encode("utf-8", "surrogatepass"))
@@ -240,9 +275,11 @@ def test_a_training_needs_earlier_speech_and_corrections_cannot_take_its_place(s
 def test_the_documents_describe_every_route(service):
     paths = service.client.get("/openapi.json").json()["paths"]
     assert set(paths) == {
-        "/health", "/upload/corrections", "/corrections", "/corrections/{correction_id}",
+        "/health", "/upload/corrections", "/upload/corrections/archive", "/deletions",
+        "/corrections", "/corrections/{correction_id}",
         "/corrections/{correction_id}/audio", "/train/ewc", "/train/ewc/{job_id}", "/models",
-        "/models/{name}/diff/{other}", "/models/{name}/serve", "/transcribe",
+        "/models/{name}/archive", "/models/{name}/diff/{other}", "/models/{name}/serve",
+        "/transcribe", "/metrics",
     }  # fmt: skip
 
 
@@ -269,16 +306,15 @@ def test_sound_is_transcribed(service, new_speech):
     assert answer.json()["model"] == "base"
 
 
-@pytest.fixture(scope="module")
-def guarded(tmp_path_factory, settings):
+@pytest.fixture
+def guarded(tmp_path, settings):
     """The application with a token, without a server; no lifespan, so no route gets through."""
     from fastapi.testclient import TestClient
 
     from ewc_tutorial.speech.app import create_app
-    from ewc_tutorial.speech.settings import Settings
 
-    data = tmp_path_factory.mktemp("guarded")
-    app = create_app(Settings(data=data, token=TOKEN, **settings))
+    tokens = {"token": TOKEN, "upload_token": UPLOAD_TOKEN}
+    app = create_app(Settings(data=tmp_path, **tokens, **settings))
     return TestClient(app, raise_server_exceptions=False)
 
 
@@ -288,8 +324,9 @@ def guarded(tmp_path_factory, settings):
 @pytest.mark.parametrize(
     ("method", "path"),
     [("POST", "/upload/corrections"), ("GET", "/corrections"), ("POST", "/train/ewc"),
-     ("GET", "/train/ewc/1"), ("GET", "/docs"), ("GET", "/openapi.json"), ("POST", "/transcribe"),
-     ("GET", "/nothing"), ("GET", "/health/../corrections"), ("GET", "//health")],
+     ("GET", "/train/ewc/1"), ("POST", "/docs"), ("GET", "/docs/"), ("POST", "/transcribe"),
+     ("GET", "/nothing"), ("GET", "/health/../corrections"), ("GET", "http://testserver//health"),
+     ("GET", "/static-offline-docs/../corrections"), ("GET", "/models/base/archive")],
 )  # fmt: skip
 def test_with_a_token_no_route_answers_without_it(guarded, method, path, header):
     headers = {} if header is None else {"authorization": header.encode("latin-1")}
@@ -298,11 +335,122 @@ def test_with_a_token_no_route_answers_without_it(guarded, method, path, header)
     assert answer.headers["www-authenticate"] == "Bearer"
 
 
-def test_with_the_token_the_documents_are_there(guarded):
-    headers = {"authorization": f"bearer {TOKEN}"}
-    schema = guarded.get("/openapi.json", headers=headers).json()
+def test_the_documents_need_no_token_and_ask_for_it(guarded):
+    """A browser sends none with a page; the page sends it with what one tries there."""
+    page = guarded.get("/docs")
+    assert page.status_code == 200
+    for source in re.findall(r'(?:src|href)="(.*?)"', page.text):
+        assert guarded.get(source).status_code == 200
+    schema = guarded.get("/openapi.json").json()
+    (scheme,) = schema["components"]["securitySchemes"].values()
+    assert (scheme["type"], scheme["scheme"]) == ("http", "bearer")
     assert schema["paths"]["/corrections"]["get"]["security"]
     assert "security" not in schema["paths"]["/health"]["get"]
+
+
+def status(client, method, path, token):
+    """Return the status of a request that the gate refuses, or None: no lifespan, no route."""
+    answer = client.request(method, path, headers={"authorization": f"Bearer {token}"})
+    return answer.status_code if answer.status_code in (401, 403, 429) else None
+
+
+def test_the_token_for_uploads_opens_these_alone(guarded):
+    for path in ("/upload/corrections", "/upload/corrections/archive"):
+        assert status(guarded, "POST", path, UPLOAD_TOKEN) is None
+        assert status(guarded, "GET", path, UPLOAD_TOKEN) == 403
+    for method, path in (
+        ("GET", "/corrections"), ("DELETE", "/corrections/x"), ("PATCH", "/corrections/x"),
+        ("POST", "/train/ewc"), ("DELETE", "/train/ewc/x"), ("POST", "/models/base/serve"),
+        ("GET", "/models/base/archive"), ("POST", "/transcribe"), ("GET", "/deletions"),
+        ("POST", "/upload/corrections/"), ("POST", "/upload/../train/ewc"),
+    ):  # fmt: skip
+        assert status(guarded, method, path, UPLOAD_TOKEN) == 403, path
+        assert status(guarded, method, path, TOKEN) is None, path
+
+
+def test_wrong_tokens_are_logged_and_slowed(guarded, caplog):
+    """Of 262 in five seconds none was logged and none was slowed."""
+    statuses = [status(guarded, "GET", "/corrections", f"guess-{i}") for i in range(262)]
+    assert statuses == [401] * 5 + [429] * 257
+    lines = [line for line in caplog.messages if "wrong token" in line]
+    assert len(lines) == 5
+    assert "testclient for GET '/corrections'" in lines[0]
+    assert "guess" not in caplog.text, "a wrong token may be a right one with a slip"
+    # Who guesses right by now does not learn it; others go on.
+    answer = guarded.get("/corrections", headers={"authorization": f"Bearer {TOKEN}"})
+    assert answer.status_code == 429
+    assert 0 < int(answer.headers["retry-after"]) <= 60
+    assert guarded.get("/docs").status_code == 200
+    assert guarded.get("/corrections").status_code == 401
+    guarded._transport.client = ("192.0.2.7", 5)
+    assert status(guarded, "GET", "/corrections", TOKEN) is None
+
+
+def test_a_sender_is_listened_to_again_and_ipv6_has_no_way_round():
+    now = [0.0]
+    brake = Brake(lambda: now[0])
+    for i in range(5):
+        assert brake.wait(f"2001:db8::{i}") == 0
+        brake.wrong(f"2001:db8::{i}")
+        now[0] += 1
+    assert brake.wait("2001:db8::ffff") == 60 - 5
+    assert brake.wait("2001:db8:0:1::1") == brake.wait("192.0.2.1") == 0
+    now[0] = 60.0
+    assert brake.wait("2001:db8::1") == 0
+    brake.wrong("2001:db8::1")
+    assert brake.wait("2001:db8::1") == 1, "until the second of the five is a minute old"
+    for i in range(20_000):
+        brake.wrong(f"{i}")
+    assert len(brake._wrong) == 10_000
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has other rights")
+def test_what_others_could_read_they_cannot_after_the_next_start(tmp_path, settings, caplog):
+    old = tmp_path / "somewhere" / "of_mine"
+    old.mkdir(parents=True, mode=0o755)
+    (old / "a.wav").touch(0o644)
+    data = tmp_path / "data"
+    data.mkdir()
+    (data / "link").symlink_to(old)
+    Database(data / "service.sqlite3")
+    (data / "corrections" / "x").mkdir(parents=True)
+    (data / "corrections" / "x" / "audio.wav").touch()
+    for path in (data, *data.rglob("*")):
+        if not path.is_symlink():
+            path.chmod(0o755 if path.is_dir() else 0o644)
+    before = os.umask(0o077)  # as the program sets it
+    try:
+        for _ in range(2):
+            Service(Settings(**settings | {"data": data}))._lock.close()
+    finally:
+        os.umask(before)
+    for path in (data, *(p for p in data.rglob("*") if not p.is_symlink())):
+        assert path.stat().st_mode & 0o077 == 0, path
+        assert path.stat().st_mode & 0o700 == (0o700 if path.is_dir() else 0o600)
+    assert (old / "a.wav").stat().st_mode & 0o777 == 0o644
+    assert caplog.text.count("could be read by others") == 1
+
+
+def test_what_the_server_writes_nobody_else_can_read(service, wav):
+    upload(service.client, wav(seconds=0.6, seed=77).read_bytes(), "lion")
+    data = service._log.parent
+    assert data.stat().st_mode & 0o077 == 0
+    for path in (*data.glob("service.sqlite3*"), *data.glob("corrections/*/*")):
+        assert path.stat().st_mode & 0o077 == 0, path
+
+
+def test_a_version_is_downloaded_whole(service, tmp_path):
+    answer = service.client.get("/models/base/archive")
+    assert answer.headers["content-type"] == "application/x-tar"
+    assert len(answer.content) == int(answer.headers["content-length"])
+    with tarfile.open(fileobj=io.BytesIO(answer.content)) as archive:
+        archive.extractall(tmp_path, filter="data")
+    stored = service._log.parent / "models" / "base"
+    assert {p.name for p in (tmp_path / "base").iterdir()} == {p.name for p in stored.iterdir()}
+    for path in stored.iterdir():
+        assert (tmp_path / "base" / path.name).read_bytes() == path.read_bytes()
+    assert Recogniser(tmp_path / "base").spelling.letters
+    assert service.client.get("/models/nothing/archive").status_code == 404
 
 
 @pytest.fixture(scope="module")
@@ -312,7 +460,6 @@ def inside(tmp_path_factory, settings):
 
     from ewc_tutorial.speech.app import create_app
     from ewc_tutorial.speech.base import prepare
-    from ewc_tutorial.speech.settings import Settings
 
     data = tmp_path_factory.mktemp("inside")
     empty = tmp_path_factory.mktemp("no_old_speech")
@@ -393,7 +540,6 @@ def test_without_a_token_other_machines_get_nothing(tmp_path, settings):
     from fastapi.testclient import TestClient
 
     from ewc_tutorial.speech.app import create_app
-    from ewc_tutorial.speech.settings import Settings
 
     app = create_app(Settings(data=tmp_path, **settings))
     for client, status in ((("192.168.1.7", 5), 403), (("127.0.0.1", 5), 200)):

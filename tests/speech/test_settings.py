@@ -55,6 +55,8 @@ def test_this_machine_needs_none(host):
 @pytest.mark.parametrize(
     ("setting", "value"),
     [("token", "short"), ("lam", -1), ("lam", "nan"), ("port", 70_000), ("hold_out", 1),
+     ("upload_token", TOKEN), ("upload_token", "short"), ("language", "xx"),
+     ("retention_days", 0), ("origins", "*"),
      ("old", "speech_data/corrections"), ("old", "speech_data/corrections/a"), ("old", ".")],
 )  # fmt: skip
 def test_other_values_are_refused_in_one_sentence(setting, value):

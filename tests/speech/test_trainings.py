@@ -107,6 +107,27 @@ def test_trainings_wait_for_their_turn(service, processes, new_speech):
     assert states(service) == ["cancelled", "done", "cancelled", "queued"]
 
 
+@pytest.mark.parametrize(
+    ("settings_say", "wished", "lam"),
+    [
+        ({}, {}, 0.0),
+        ({}, {"replay": 0.0}, 100.0),
+        ({"replay": 0.0}, {}, 100.0),
+        ({"replay": 0.0}, {"replay": 0.25}, 0.0),
+        ({"lam": 7.0}, {}, 7.0),
+        ({"lam": 7.0}, {"lam": 3.0, "replay": 0.0}, 3.0),
+        ({}, {"lam": 3.0}, 3.0),
+    ],
+)
+def test_there_is_a_penalty_where_nothing_is_replayed_unless_told_otherwise(
+    service, settings_say, wished, lam
+):
+    usual = {"lam": None, "replay": 0.5} | settings_say
+    service.trainings._settings = service.settings.model_copy(update=usual)
+    job = service.trainings.request(TrainRequest(**wished))
+    assert service.jobs.get(job)["options"]["plan"]["lam"] == lam
+
+
 def slowed(function):
     def slow(*args, **options):
         result = function(*args, **options)
@@ -147,7 +168,7 @@ def test_the_line_of_trainings_has_an_end(service, monkeypatch):
 def test_what_waits_for_corrections_that_are_deleted_fails_and_blocks_no_other(service):
     first = service.trainings.request(TrainRequest())
     service.trainings.request(TrainRequest(lam=1))
-    for correction in service.corrections.page():
+    for correction in service.corrections.index.page():
         service.corrections.remove(correction)
     service.trainings.runner.cancel(first)
     assert states(service) == ["cancelled", "failed"]

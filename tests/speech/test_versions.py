@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import logging
 import shutil
+import threading
+from contextlib import ExitStack
 
 import numpy as np
 import pytest
@@ -161,13 +163,36 @@ def test_a_folder_in_half_precision_is_served_in_full(models):
 def test_too_many_transcriptions_are_refused_and_nobody_else_waits(models):
     serving = Serving(models)
     serving.start()
-    for _ in range(MAX_WAITING + 1):
-        assert serving._room.acquire(blocking=False)
-    with pytest.raises(RefusedError) as caught:
-        serving.transcribe(WAVE)
-    assert caught.value.status == 503
-    with serving._hearing:
+    with ExitStack() as places:
+        for _ in range(MAX_WAITING + 1):
+            places.enter_context(serving.queue())
+        with pytest.raises(RefusedError) as caught, serving.queue():
+            pass
+        assert caught.value.status == 503
+    with serving.queue(), serving._hearing:
         assert serving.current()[0] == "0002-b"
+
+
+def test_while_a_model_is_loaded_nobody_waits_who_does_not_need_it(models, monkeypatch):
+    serving = Serving(models)
+    serving.start()
+    begun, go_on = threading.Event(), threading.Event()
+    real = serving._load
+
+    def slow(name):
+        begun.set()
+        assert go_on.wait(30)
+        return real(name)
+
+    monkeypatch.setattr(serving, "_load", slow)
+    models.switch("0001-a")
+    loading = threading.Thread(target=serving.current)
+    loading.start()
+    assert begun.wait(30)
+    assert serving.peek()[0] == serving.current()[0] == "0002-b"
+    go_on.set()
+    loading.join()
+    assert serving.peek()[0] == "0001-a"
 
 
 def test_importance_is_a_versions_own_or_that_of_its_nearest_ancestor(models):

@@ -107,4 +107,4 @@ assert len(permuted_tasks(1)[0].train) > 1000
 
 def test_the_course_writes_the_page_of_its_lab(place, tmp_path):
     said(place, tmp_path, "-m", "ewc_tutorial.course.explorer.page", "lab.html")
-    assert "vegaEmbed" in (tmp_path / "lab.html").read_text(encoding="utf-8")
+    assert "class Learner" in (tmp_path / "lab.html").read_text(encoding="utf-8")

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from ewc_tutorial.course import reference
-from ewc_tutorial.course.exercises.core import Exercise
+from ewc_tutorial.course.exercises.core import AUTOGRAD, Exercise
 
 
 def _numbers(seed: int) -> torch.Generator:
@@ -157,6 +158,54 @@ def _fisher_matrix(theta: Tensor, x: Tensor, y: Tensor) -> Tensor:
     return _data_part(theta, x) / len(x)
 
 
+# --- The λ of a diagonal ------------------------------------------------------------------------
+
+
+def _two_parabolas(seed: int = 0) -> list[tuple[Any, ...]]:
+    """Return pairs of tasks: weights that act together, that work against each other, and any."""
+    generator = _numbers(1000 + seed)
+    lambdas = torch.logspace(-3, 3, 97, dtype=torch.float64)
+    cases: list[tuple[Any, ...]] = []
+    for D, together in ((4, 1.0), (4, -1.0), (3, 0.0), (5, 0.0)):
+        roots = torch.randn(2, D, 2 * D, generator=generator, dtype=torch.float64)
+        F, H = roots @ roots.mT / (2 * D)
+        scale = torch.randn(D, generator=generator, dtype=torch.float64).exp()
+        theta_a, theta_b = torch.randn(2, D, generator=generator, dtype=torch.float64)
+        if together:  # one direction, in which the effects add up, is stiff, or else soft
+            v = torch.ones(D, 1, dtype=torch.float64) / D**0.5
+            soft = torch.eye(D, dtype=torch.float64) - 0.8 * v @ v.mT
+            F = F + 20 * v @ v.mT if together > 0 else 5 * soft @ F @ soft
+            theta_b = theta_a + 2 * v[:, 0] + 0.3 * theta_b
+        F = scale[:, None] ** 0.5 * F * scale**0.5  # important weights and others
+        n_a, n_b = torch.randint(100, 1000, (2,), generator=generator).tolist()
+        cases.append((F, theta_a, H, theta_b, n_a, n_b, n_a / n_b * lambdas))
+    return cases
+
+
+def _nearest(
+    spring: Callable[[Tensor], Tensor] = lambda F: torch.diag(F.diag()),
+    metric: Callable[[Tensor, Tensor], Tensor] = lambda A, B: A + B,
+    counts: bool = True,
+    target: str = "joint",
+    index: bool = False,
+) -> Callable[..., float]:
+    """Return a ``nearest_lambda`` with another spring, metric, sample count, target or result."""
+
+    def choose(
+        F: Tensor, theta_a: Tensor, H: Tensor, theta_b: Tensor, n_a: int, n_b: int, lambdas: Tensor
+    ) -> float:
+        A, B = (n_a * F, n_b * H) if counts else (F, H)
+        joint = torch.linalg.solve(A + B, A @ theta_a + B @ theta_b)
+        goal = theta_a if target == "A" else joint
+        springs = lambdas[:, None, None] * spring(F)
+        pulls = H @ theta_b + springs @ theta_a
+        gaps = torch.linalg.solve(H + springs, pulls[..., None])[..., 0] - goal
+        at = int(torch.einsum("li,ij,lj->l", gaps, metric(A, B), gaps).argmin())
+        return at if index else float(lambdas[at])
+
+    return choose
+
+
 EXERCISES: dict[str, Exercise] = {
     "gaussian_kl": Exercise(
         answer=reference.gaussian_kl,
@@ -181,6 +230,7 @@ EXERCISES: dict[str, Exercise] = {
     "laplace_precision": Exercise(
         answer=reference.laplace_precision,
         cases=_posteriors,
+        forbidden=AUTOGRAD,
         mistakes={
             "The data's part is a mean over the samples. A posterior multiplies likelihoods, so "
             "its precision needs the sum: N times as much.": _precision_of_mean,
@@ -224,6 +274,30 @@ EXERCISES: dict[str, Exercise] = {
             "x enters once, not squared: the score is (label − p) x, and the whole of it is "
             "squared.": _fisher_linear_in_x,
             "This is the whole matrix; the question was for its diagonal.": _fisher_matrix,
+        },
+    ),
+    "nearest_lambda": Exercise(
+        answer=reference.nearest_lambda,
+        cases=_two_parabolas,
+        mistakes={
+            "That is N_A/N_B, right for the whole F. EWC has kept its diagonal only, and which λ "
+            "suits that, the experiment tells.": (
+                lambda F, theta_a, H, theta_b, n_a, n_b, lambdas: n_a / n_b
+            ),
+            "Your springs are all alike, as in L2. EWC has the diagonal of F.": _nearest(
+                lambda F: F.diag().mean() * torch.eye(len(F), dtype=F.dtype)
+            ),
+            "Your distance treats all directions alike. Measure it with the joint precision "
+            "N_A F + N_B H, in which a stiff direction counts more.": _nearest(
+                metric=lambda A, B: torch.eye(len(A), dtype=A.dtype)
+            ),
+            "Your distance is what the end costs A. The joint posterior has the precision of both, "
+            "N_A F + N_B H.": _nearest(metric=lambda A, B: A),
+            "The numbers of samples are missing in the joint optimum and its precision: F and H "
+            "are means.": _nearest(counts=False),
+            "That is the λ that ends nearest to A's own optimum. All data together would end "
+            "between the two.": _nearest(target="A"),
+            "That is the index of the λ: return the λ that stands there.": _nearest(index=True),
         },
     ),
 }

@@ -20,6 +20,24 @@ import torch
 from ewc_tutorial.console import printable
 from ewc_tutorial.course.exercises.compare import difference, same
 
+#: Every way into automatic differentiation. All reverse modes end in ``autograd.grad`` or
+#: ``backward``, all forward modes in ``make_dual``; the others are there to be called by name.
+AUTOGRAD = (
+    "requires_grad_",
+    "backward",
+    "autograd.grad",
+    "autograd.functional.jacobian",
+    "autograd.functional.hessian",
+    "autograd.forward_ad.make_dual",
+    "func.grad",
+    "func.grad_and_value",
+    "func.jacrev",
+    "func.jacfwd",
+    "func.hessian",
+    "func.vjp",
+    "func.jvp",
+)
+
 Function = Callable[..., Any]
 Cases = Sequence[tuple[Any, ...]]
 
@@ -59,8 +77,9 @@ class Exercise:
             other cases for each, and an answer that was typed in for one draw fails in the next.
         mistakes: what a wrong function does, as a sentence to the reader → that wrong function.
         rtol: relative tolerance, against the largest entry of the right answer.
-        forbidden: functions that the answer must do without, by their names in ``torch`` or
-            ``torch.autograd``: ``"backward"``, ``"autograd.grad"``, ``"std"``.
+        forbidden: functions that the answer must do without, by their names in ``torch``,
+            ``torch.Tensor`` or ``torch.autograd``: ``"func.vmap"``, ``"std"``; all of
+            :data:`AUTOGRAD` where a derivative is to be written down.
     """
 
     answer: Function
@@ -87,9 +106,7 @@ class Exercise:
         if all(result is ... for result in results) or does_nothing(fn):
             return NOT_ATTEMPTED
         if called:
-            return Result(
-                False, f"✗ Your function calls `{called[0]}`: this exercise is to do without."
-            )
+            return Result(False, f"✗ Your function calls `{called[0]}`: {self._instead(called[0])}")
         if all(result is None for result in results):
             return _NOTHING_RETURNED
         right = self._outputs(self.answer, seed)
@@ -116,6 +133,12 @@ class Exercise:
     def answered(self) -> str:
         """Return the source of the answer."""
         return inspect.getsource(self.answer)
+
+    @staticmethod
+    def _instead(name: str) -> str:
+        if name in AUTOGRAD:
+            return "this exercise asks for the formula. Write the derivative down."
+        return "this exercise is to do without."
 
     def _outputs(self, fn: Function, seed: int) -> list[Any]:
         """Return the result of every case, or the exception that was raised in its place."""
@@ -228,7 +251,7 @@ def _watched(names: Sequence[str]) -> Iterator[list[str]]:
 
 def _known_by(name: str) -> Any:
     """Return what a call shows of a function: its code, or its name if it is written in C."""
-    for owner in (torch, torch.autograd):
+    for owner in (torch, torch.autograd, torch.Tensor):
         found: Any = owner
         for part in name.split("."):
             found = getattr(found, part, None)

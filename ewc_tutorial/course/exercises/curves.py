@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ewc_tutorial.course import reference
 from ewc_tutorial.course.exercises.core import Exercise
+from ewc_tutorial.course.exercises.runs import three_runs
 
 
 def _matrices(seed: int = 0) -> list[tuple[Tensor]]:
@@ -79,6 +80,34 @@ def _descent(pull: Callable[..., Tensor], start_at_zero: bool = False) -> Callab
 
 def _proximal(theta: Tensor, anchor: Tensor, x: Tensor) -> Tensor:
     return (theta + x * anchor) / (1 + x)
+
+
+def _trios(seed: int = 0) -> list[tuple[Tensor]]:
+    order = torch.randperm(4, generator=torch.Generator().manual_seed(seed)).tolist()
+    return [(three_runs(seed, bug),) for bug in order]
+
+
+def _most_forgotten(R: Tensor) -> tuple[int, int]:
+    falls = torch.stack([R[:, 0, 0] - R[:, 2, 0], R[:, 1, 1] - R[:, 2, 1]])
+    return int(falls.amax(0).argmax()), reference.run_and_bug(R)[1]
+
+
+def _turned(R: Tensor) -> tuple[int, int]:
+    """Return what the rule finds where rows and columns are exchanged."""
+    try:
+        return reference.run_and_bug(R.mT)
+    except ValueError:
+        return 0, 0
+
+
+def _called(numbers: dict[int, int]) -> Callable[[Tensor], tuple[int, int]]:
+    """Return the right run with some bugs taken for others."""
+
+    def search(R: Tensor) -> tuple[int, int]:
+        run, bug = reference.run_and_bug(R)
+        return run, numbers.get(bug, bug)
+
+    return search
 
 
 EXERCISES: dict[str, Exercise] = {
@@ -187,6 +216,29 @@ EXERCISES: dict[str, Exercise] = {
                     theta - lr * g(theta), anchor, lr * lam * F
                 ),
                 start_at_zero=True,
+            ),
+        },
+    ),
+    "run_and_bug": Exercise(
+        answer=reference.run_and_bug,
+        cases=_trios,
+        mistakes={
+            "You accuse the run that has forgotten most. One of the bugs forgets nothing, for it "
+            "learns nothing: look at the diagonal.": _most_forgotten,
+            "The run is right, but you take the two bugs of consolidation for one: which of the "
+            "columns falls, that of A or that of B?": _called({1: 0}),
+            "The run is right, but a diagonal near chance is not forgetting: that task was never "
+            "learned.": _called({2: 0}),
+            "The run is right, but its bug is another: how can it know B and C before it has seen "
+            "them?": _called({3: 0}),
+            "Rows and columns are exchanged: R[run, i, j] is the accuracy on task j after learning "
+            "task i.": _turned,
+            "The run is right. Count the bugs from 0, as in the list.": _called(
+                {bug: bug + 1 for bug in range(4)}
+            ),
+            "The bug is right. Count the runs from 0.": lambda R: (
+                reference.run_and_bug(R)[0] + 1,
+                reference.run_and_bug(R)[1],
             ),
         },
     ),

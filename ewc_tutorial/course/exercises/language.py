@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import random
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -54,6 +57,75 @@ def _factors(seed: int = 0) -> list[tuple[Tensor, Tensor, Tensor, float]]:
         B = torch.zeros(out, r) if fresh else torch.randn(out, r, generator=g)
         cases.append((G, A, B, 0.5 + out))
     return cases
+
+
+#: Takes the gradients ``(T, P)`` of each sequence's tokens and a batch size to some F ``(P,)``.
+Program = Callable[[list[Tensor], int], Tensor]
+
+
+def program(tokens: str, batch: str, weighted: bool, divisor: str) -> Program:
+    """Return a program that squares the gradients of batches, as many do.
+
+    Args:
+        tokens, batch: ``"sum"`` or ``"mean"``: how its loss goes over the tokens of a sequence, and
+            over the sequences of a batch.
+        weighted: whether each square is multiplied by the size of its batch.
+        divisor: what the sum of the squares is divided by: the number of ``"batches"`` or of
+            ``"sequences"``, or ``"nothing"``.
+    """
+
+    def fisher(token_gradients: list[Tensor], batch_size: int) -> Tensor:
+        total, batches = torch.zeros(token_gradients[0].shape[1]), 0
+        for start in range(0, len(token_gradients), batch_size):
+            own = [getattr(g, tokens)(0) for g in token_gradients[start : start + batch_size]]
+            gradient = getattr(torch.stack(own), batch)(0)
+            total, batches = total + gradient**2 * (len(own) if weighted else 1), batches + 1
+        return total / {"batches": batches, "sequences": len(token_gradients)}.get(divisor, 1)
+
+    return fisher
+
+
+def _programs(seed: int = 0) -> list[tuple[Program, float, int, int, int]]:
+    """Return the program of Concept-1K, one that divides by nothing, and two others."""
+    r = random.Random(seed)
+    choices = [("mean", "mean", True, "sequences"), ("sum", "mean", False, "nothing")]
+    drawn = [(t, b, w, d) for t in ("sum", "mean") for b in ("sum", "mean")
+             for w in (False, True) for d in ("batches", "sequences")]  # fmt: skip
+    choices += r.sample([choice for choice in drawn if choice not in choices], 2)
+    cases = []
+    for choice in choices:
+        b = r.choice((3, 4, 6))
+        cases.append((program(*choice), 10 ** r.uniform(-1, 4), b * r.randint(8, 20),
+                      r.randint(5, 9), b))  # fmt: skip
+    return r.sample(cases, len(cases))
+
+
+def _measured(
+    draw: Callable[[int, int, int, torch.Generator], list[Tensor]] | None = None,
+    ours: Callable[[list[Tensor]], Tensor] = reference.fisher_of_sequences,
+    n: int = 0,
+    T: int = 0,
+    b: int = 0,
+    power: int = 1,
+) -> Callable[..., float]:
+    """Return an experiment with other gradients, another F, or other numbers than the case's."""
+
+    def experiment(theirs: Program, lam: float, N: int, length: int, batch_size: int) -> float:
+        generator = torch.Generator().manual_seed(1)
+        numbers = n or N, T or length, 1000, generator
+        scores = (draw or _independent)(*numbers)
+        ratio = theirs(scores, b or batch_size).sum() / ours(scores).sum()
+        return float(lam * ratio**power)
+
+    return experiment
+
+
+def _independent(n: int, T: int, P: int, generator: torch.Generator) -> list[Tensor]:
+    return [torch.randn(T, P, generator=generator) for _ in range(n)]
+
+
+def _copies(n: int, T: int, P: int, generator: torch.Generator) -> list[Tensor]:
+    return [torch.randn(T, P, generator=generator)] * n
 
 
 EXERCISES: dict[str, Exercise] = {
@@ -138,6 +210,31 @@ EXERCISES: dict[str, Exercise] = {
                 s**2 * B.T @ G,
                 s**2 * G @ A.T,
             ),
+        },
+    ),
+    "lambda_of_a_program": Exercise(
+        answer=reference.lambda_of_a_program,
+        cases=_programs,
+        rtol=0.1,  # an experiment has noise
+        mistakes={
+            "The wrong way round: the springs λF are to be equal, so a program whose F is smaller "
+            "has the larger λ. Ours is λ times their F / our F.": _measured(power=-1),
+            "The factor is squared. λF must be the same, and F enters once.": _measured(power=2),
+            "In your batches something adds up that should cancel: sequences with the same "
+            "gradients, or gradients that are all positive. Draw each sequence on its own, with "
+            "mean zero: `torch.randn`.": _measured(_copies),
+            "You ran the program with batches of one. Its F depends on the batch size.": _measured(
+                b=1
+            ),
+            "Your sequences have one token. A program that takes their mean shrinks F with the "
+            "square of the length: take sequences of the given one.": _measured(T=1),
+            "You gave the program one batch alone. One that sums over the data needs as many "
+            "sequences as there are.": lambda theirs, lam, N, length, b: _measured(n=b)(
+                theirs, lam, N, length, b
+            ),
+            "For our F you took each token for a sample. It is T times larger: one sample is one "
+            "sequence.": _measured(ours=lambda scores: (torch.cat(scores) ** 2).mean(0)),
+            "That is λ itself, as if their F were ours.": lambda theirs, lam, N, length, b: lam,
         },
     ),
 }

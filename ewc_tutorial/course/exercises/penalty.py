@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ewc_tutorial.course.exercises.core import Exercise
+from ewc_tutorial.course.exercises.core import AUTOGRAD, Exercise
 from ewc_tutorial.course.reference import (
     collapse_quadratics,
     convert_lambda,
@@ -38,35 +38,6 @@ def _networks(seed: int) -> tuple[Tensors, Tensors, Tensors]:
 
 def _penalty_cases(seed: int = 0) -> list[tuple[Any, ...]]:
     return [(*_networks(10 * seed + k), lam) for k, lam in enumerate((1.0, 30.0, 0.5))]
-
-
-class WithoutAutograd(Tensor):
-    """A tensor for an exercise that is about a formula: it refuses to be differentiated."""
-
-    @classmethod
-    def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func in _AUTOGRAD:
-            raise RuntimeError(
-                "this exercise asks for the formula: write the gradient down, without "
-                "requires_grad, backward() or torch.autograd."
-            )
-        return super().__torch_function__(func, types, args, kwargs or {})
-
-
-_AUTOGRAD = (
-    Tensor.requires_grad_,
-    Tensor.requires_grad.__set__,
-    Tensor.backward,
-    torch.autograd.grad,
-    torch.autograd.backward,
-)
-
-
-def _gradient_cases(seed: int = 0) -> list[tuple[Any, ...]]:
-    return [
-        (*({n: t.as_subclass(WithoutAutograd) for n, t in part.items()} for part in parts), lam)
-        for *parts, lam in _penalty_cases(seed)
-    ]
 
 
 def _step_cases(seed: int = 0) -> list[tuple[Any, ...]]:
@@ -210,7 +181,8 @@ EXERCISES: dict[str, Exercise] = {
     ),
     "ewc_gradient": Exercise(
         answer=ewc_gradient,
-        cases=_gradient_cases,
+        cases=_penalty_cases,
+        forbidden=AUTOGRAD,
         mistakes={
             "Twice too large: the 2 from the square cancels against the ½ of the penalty.": _each(
                 lambda theta, anchor, F, lam: 2 * lam * F * (theta - anchor)

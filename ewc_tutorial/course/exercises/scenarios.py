@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -66,6 +68,65 @@ def _three(task_logits, domain_logits=None, swap: bool = False):
         return (every, domain, task) if swap else (task, domain, every)
 
     return wrong
+
+
+Tasks = list[tuple[int, ...]]
+Plan = list[tuple[list[int], list[int], list[int]]]
+
+
+def _applications(seed: int = 0) -> list[tuple[Tasks, bool]]:
+    """Return tasks of each scenario, and some in which a class comes again, told and not told."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def draw(n_tasks: int) -> Tasks:
+        """Return tasks of two to four classes, none of which comes again."""
+        sizes = torch.randint(2, 5, (n_tasks,), generator=generator).tolist()
+        classes = torch.randperm(30, generator=generator).tolist()
+        return [tuple(classes.pop() for _ in range(size)) for size in sizes]
+
+    def again() -> Tasks:
+        """Return four tasks; the last but one begins with the last class of one before it."""
+        tasks = draw(4)
+        earlier = tasks[int(torch.randint(2, (), generator=generator))]
+        return [*tasks[:2], (earlier[-1], *tasks[2]), tasks[3]]
+
+    return [
+        (draw(3), True),
+        (draw(1) * 3, False),
+        (draw(3), False),
+        (again(), True),
+        (again(), False),
+    ]
+
+
+def _plan(
+    row: Callable[[int, list[int], Tasks], int] | None = None,
+    competing: Callable[[list[int], list[int], int], list[int]] | None = None,
+    held: Callable[[list[int], list[int], list[int]], list[int]] | None = None,
+    told_is: bool | None = None,
+) -> Callable[[Tasks, bool], Plan]:
+    """Return a design with other rows, other competitors or other springs than the right ones."""
+
+    def design(tasks: Tasks, told: bool) -> Plan:
+        told = told if told_is is None else told_is
+        plan, everything = [], len({label for classes in tasks for label in classes})
+        seen: list[int] = []  # the class of each row
+        for classes in tasks:
+            before = list(range(len(seen)))
+            if row is None:
+                seen += [label for label in classes if label not in seen]
+                rows = [seen.index(label) for label in classes]
+            else:
+                rows = [row(place, seen, tasks) for place in range(len(classes))]
+                seen += [-1] * (1 + max(rows) - len(seen))
+            at_stake = sorted(rows) if told else list(range(len(seen)))
+            if competing is not None and not told:
+                at_stake = competing(rows, at_stake, everything)
+            springs = [r for r in before if r in at_stake]
+            plan.append((rows, at_stake, springs if held is None else held(before, at_stake, rows)))
+        return plan
+
+    return design
 
 
 EXERCISES: dict[str, Exercise] = {
@@ -152,6 +213,39 @@ EXERCISES: dict[str, Exercise] = {
                     torch.cat([torch.zeros_like(weight), fresh]),
                     torch.cat([fisher, torch.zeros_like(fresh)]),
                 )
+            ),
+        },
+    ),
+    "design_head": Exercise(
+        answer=reference.design_head,
+        cases=_applications,
+        mistakes={
+            "A class that comes again gets a second row. It has one already, which knows "
+            "something about it.": _plan(row=lambda place, seen, tasks: len(seen) + place),
+            "Your rows are the places within a task, so classes of different tasks share a row. "
+            "That is right only where all tasks ask for the same answers.": _plan(
+                row=lambda place, seen, tasks: place
+            ),
+            "You never use `told`: without being told, all classes seen so far compete.": _plan(
+                told_is=True
+            ),
+            "You never use `told`: who is told the task asks its own classes only.": _plan(
+                told_is=False
+            ),
+            "Rows of classes still to come compete. Nothing has taught them when to be silent: "
+            "let the head grow.": _plan(
+                competing=lambda rows, at_stake, everything: list(range(everything))
+            ),
+            "Springs hold rows that do not compete. No loss pulls at those: they cost memory and "
+            "do nothing.": _plan(held=lambda before, at_stake, rows: before),
+            "Springs hold new rows, too. Nothing is known there that could be lost.": _plan(
+                held=lambda before, at_stake, rows: at_stake
+            ),
+            "No row has a spring. A row that an earlier task has used and that competes again "
+            "will be moved.": _plan(held=lambda before, at_stake, rows: []),
+            "Springs hold only the rows of the task's own classes. Where all classes compete, the "
+            "others are pushed, too: down, on every image.": _plan(
+                held=lambda before, at_stake, rows: [r for r in before if r in rows]
             ),
         },
     ),

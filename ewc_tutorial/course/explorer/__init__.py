@@ -3,7 +3,8 @@
 * ``slider``: a slider under any figure;
 * ``lab``: the λ lab with its controls;
 * ``chart``, ``words``: what it shows of a sweep, as linked views and in sentences;
-* ``widget``, ``page``: the chart in a notebook, and as a page of its own.
+* ``widget``: the chart in a notebook;
+* ``page``, ``web``: the lab as a page of its own, which trains in the browser.
 """
 
 from ewc_tutorial.course.explorer.lab import (

@@ -100,7 +100,7 @@ class _Views:
         turn = {"name": "k", "value": 0, "bind": index | {"name": "λ  (arrow keys, Home, End)"}}
         if not self.predict:
             return [turn]
-        turn["bind"]["name"] = "3. Turn λ  (arrow keys, Home, End)"
+        turn["bind"]["name"] = "3. Then turn λ  (arrow keys, Home, End)"
         # Bayes' value is what a reader would guess who has read the notebooks before this one.
         bayes = int(np.abs(self.result.lambdas - self.result.bayes_lambda).argmin())
         guess = index | {"name": "1. My guess of the best λ"}

@@ -1,4 +1,4 @@
-"""The λ lab's picture as a widget of a notebook, and the style that its page shares."""
+"""The λ lab's picture as a widget of a notebook."""
 
 from __future__ import annotations
 
@@ -20,6 +20,10 @@ CSS = """
 .vega-bind-name { min-width: 210px; }
 .vega-bind input[type=range] { width: 420px; max-width: 60vw; }
 .vega-bind input[type=range] + * { display: none; }
+/* As long as the answer is covered, turning λ shows nothing: it is to look as if it waited. */
+.vega-bindings:has(input[name=shown]:not(:checked)) .vega-bind:has(input[name=k]) {
+  opacity: 0.45;
+}
 """
 
 #: For vegaEmbed. Canvas is redrawn in milliseconds, SVG is not.

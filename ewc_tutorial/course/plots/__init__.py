@@ -88,6 +88,7 @@ from ewc_tutorial.course.plots.referee import paired_gains
 from ewc_tutorial.course.plots.reproduction import forest, lambda_choice
 from ewc_tutorial.course.plots.scenarios import answered_tasks, logit_paths, recovery, scenario_dots
 from ewc_tutorial.course.plots.speech import (
+    damage_and_gain,
     error_rate_moves,
     error_rates_by_lambda,
     error_trade_off,
@@ -140,6 +141,7 @@ __all__ = [
     "curve_with_band",
     "curves_at",
     "curves_by_lambda",
+    "damage_and_gain",
     "describe",
     "difference_by_task",
     "error_rate_moves",

@@ -23,8 +23,9 @@ VOICES = {"old": "old voices", "new": "new voice"}
 LEARNING_STYLE = {
     **METHOD_STYLE,
     "EWC, F of the corrections": {"color": "C3", "linestyle": ":", "marker": "X"},
-    "old speech mixed in": {"color": "C2", "linestyle": "none", "marker": "D"},
-    "LoRA": {"color": "C4", "linestyle": "-.", "marker": "^"},
+    "averaging": {"color": "C1", "linestyle": "--", "marker": "^"},
+    "EWC, Kronecker factors": {"color": "C4", "linestyle": "-.", "marker": "v"},
+    "replay": {"color": "C2", "linestyle": ":", "marker": "D"},
 }
 
 
@@ -189,10 +190,41 @@ def error_rates_by_lambda(
 
 
 @described
+def damage_and_gain(
+    fractions: Sequence[float], old: ArrayLike, new: ArrayLike, ax: Axes | None = None
+) -> Axes:
+    """Draw how much of the damage is done and how much of the gain is missing on the straight line.
+
+    Both are shares of the change in loss from one end of the line to the other; a dotted line is
+    what a loss would do that changes by the same amount everywhere.
+
+    Args:
+        fractions: ``(K,)`` parts of the way from the old weights (0) to the new (1), both included.
+        old, new: losses on old and new voices there, ``(seeds, K)``.
+        ax: where to draw.
+    """
+    ax = axes_or_new(ax, (6.0, 3.6))
+    old, new = (np.asarray(losses, dtype=float) for losses in (old, new))
+    damage = (old - old[:, :1]) / (old[:, -1:] - old[:, :1])
+    missing = (new - new[:, -1:]) / (new[:, :1] - new[:, -1:])
+    ax.plot([0, 1], [0, 100], color="C0", ls=":", lw=1)
+    ax.plot([0, 1], [100, 0], color="C1", ls=":", lw=1)
+    for shares, name, color, marker, line in (
+        (damage, "damage to the old voices", "C0", "o", "-"),
+        (missing, "gain on the new voice, missing", "C1", "s", "--"),
+    ):
+        look = {"color": color, "marker": marker, "linestyle": line, "label": name}
+        curve_with_band(ax, fractions, 100 * shares, **look)
+    ax.set(xlabel="part of the way from the old weights to the new", ylabel="share of the loss (%)")
+    ax.legend(fontsize="small", loc="upper center")
+    return ax
+
+
+@described
 def error_trade_off(
     runs: Mapping[str, tuple[ArrayLike, ArrayLike]],
     ax: Axes | None = None,
-    lambdas: Mapping[str, Sequence[float]] | None = None,
+    lambdas: Mapping[str, Sequence[float | str]] | None = None,
 ) -> Axes:
     """Draw ways to learn in the plane of both word error rates; lower left is better.
 
@@ -200,7 +232,7 @@ def error_trade_off(
         runs: name (a key of :data:`LEARNING_STYLE`) → rates on new and on old voices, each
             ``(seeds, K)`` in [0, …]; the K points of a run, its λ, are joined in their order.
         ax: where to draw.
-        lambdas: name → the K values of λ, written at the points.
+        lambdas: name → the K values of λ, or other words, written at the points.
     """
     ax = axes_or_new(ax, (6.4, 4.4))
     styles = {name: look | {"label": name} for name, look in LEARNING_STYLE.items()}
@@ -210,15 +242,15 @@ def error_trade_off(
             x.mean(axis=0), y.mean(axis=0), xerr=standard_error(x), yerr=standard_error(y),
             capsize=2, elinewidth=0.8, markersize=7, **look,
         )  # fmt: skip
-        # Below the lowest curve and above the others, where nothing else is.
+        # Below the lowest curves and above the others, where nothing else is.
         side = {"xytext": (-5, -5), "ha": "right", "va": "top"}
-        if name != "EWC":
+        if name not in ("EWC", "averaging"):
             side = {"xytext": (5, 5), "ha": "left", "va": "bottom"}
         values = (lambdas or {}).get(name, ())
         for at_x, at_y, lam in zip(x.mean(axis=0), y.mean(axis=0), values, strict=False):
             ax.annotate(
-                f"{lam:,g}", (at_x, at_y), textcoords="offset points", fontsize="x-small",
-                color=look["color"], **side,
+                lam if isinstance(lam, str) else f"{lam:,g}", (at_x, at_y),
+                textcoords="offset points", fontsize="x-small", color=look["color"], **side,
             )  # fmt: skip
     ax.set(
         xlabel="word error rate on the new voice (%)", ylabel="word error rate on old voices (%)"

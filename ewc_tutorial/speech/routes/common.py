@@ -14,9 +14,12 @@ _MEANINGS = {
     401: "The token is missing or wrong.",
     403: "The request does not come from this machine, and there is no token.",
     404: "There is no such thing.",
+    408: "The body did not come.",
     409: "The state of the service does not allow it.",
     413: "It is too large.",
+    415: "Its format cannot be read here.",
     422: "What was sent cannot be used.",
+    429: "Too many wrong tokens came from this address.",
     503: "The service cannot do it now; try again later.",
     507: "The disk of the service is full.",
 }
@@ -24,7 +27,7 @@ _MEANINGS = {
 
 def problems(*statuses: int) -> dict[int | str, dict[str, Any]]:
     """Return what a route documents of its refusals."""
-    always = (401, 403, 413, 503, 507)
+    always = (401, 403, 408, 413, 429, 503, 507)
     return {s: {"model": Problem, "description": _MEANINGS[s]} for s in (*always, *statuses)}
 
 

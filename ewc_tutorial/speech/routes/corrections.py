@@ -1,19 +1,35 @@
-"""Corrections: send, list, fetch, correct, delete."""
+"""Corrections: send one or an archive of them, list, fetch, correct, delete."""
 
 from __future__ import annotations
 
+import sqlite3
+from dataclasses import asdict
 from typing import Annotated, Any
 
 from fastapi import Depends, FastAPI, Form, Query, Request, Response, UploadFile
 from fastapi.responses import FileResponse
 
-from ewc_tutorial.speech.audio import Clip
-from ewc_tutorial.speech.corrections import Correction
+from ewc_tutorial.speech.disk import disk_problem
 from ewc_tutorial.speech.errors import RefusedError
-from ewc_tutorial.speech.messages import CorrectionOut, CorrectionPage, NewText
+from ewc_tutorial.speech.index import Correction
+from ewc_tutorial.speech.messages import (
+    ArchiveEntry,
+    ArchiveOut,
+    CorrectionOut,
+    CorrectionPage,
+    DeletionOut,
+    DeletionPage,
+    NewText,
+)
+from ewc_tutorial.speech.pairs import pairs_in_archive, read_text
 from ewc_tutorial.speech.routes.common import check_file_name, exactly, problems
 from ewc_tutorial.speech.service import Service
 from ewc_tutorial.speech.settings import Settings
+
+_MEDIA = {
+    "wav": "audio/wav", "flac": "audio/flac", "mp3": "audio/mpeg", "ogg": "audio/ogg",
+    "m4a": "audio/mp4", "webm": "audio/webm",
+}  # fmt: skip
 
 
 def add_corrections(app: FastAPI, settings: Settings, bearer: list[Any]) -> None:
@@ -25,31 +41,63 @@ def add_corrections(app: FastAPI, settings: Settings, bearer: list[Any]) -> None
         dependencies=[*bearer, Depends(exactly("audio", "text"))],
         responses={
             200: {"model": CorrectionOut, "description": "The same had been sent before."},
-            **problems(400, 422),
+            **problems(400, 415, 422),
         },
     )
     def upload_correction(
         request: Request,
         response: Response,
         audio: UploadFile,
-        text: Annotated[str, Form(description="what was really said")],
+        text: Annotated[
+            str | UploadFile, Form(description="what was really said; a file in UTF-8 will do")
+        ],
     ) -> CorrectionOut:
-        """Keep a recording (WAV or FLAC) with its corrected text.
+        """Keep a recording with its corrected text: WAV or FLAC, and where ffmpeg is installed MP3,
+        Ogg (Opus, Vorbis), M4A or WebM.
 
         The answer comes when both are whole on the disk. Sending the same again changes nothing.
         """
         service: Service = request.app.state.service
         check_file_name(audio.filename)
-        recogniser, text = service.recogniser, service.clean(text)
-
-        def check(clip: Clip) -> None:
-            recogniser.check_length(clip.seconds)
-            recogniser.check_room(text, clip.seconds)
-
-        correction, new = service.corrections.add(audio.file, text, check)
+        if not isinstance(text, str):
+            check_file_name(text.filename)
+            text = read_text(text.file)
+        correction, new = service.keep(audio.file, text)
         if not new:
             response.status_code = 200
         return CorrectionOut.model_validate(correction)
+
+    @app.post(
+        "/upload/corrections/archive",
+        dependencies=[*bearer, Depends(exactly("archive"))],
+        responses=problems(400, 422),
+    )
+    def upload_archive(request: Request, archive: UploadFile) -> ArchiveOut:
+        """Keep the corrections in a ZIP file: `audio_0001.wav` with `text_0001.txt`, or `NAME.wav`
+        with `NAME.txt`, in folders or not.
+
+        Each is answered as if it had been sent alone, so one that cannot be used keeps no other
+        from being kept, and sending all again changes nothing.
+        """
+        service: Service = request.app.state.service
+        check_file_name(archive.filename)
+        entries = []
+        for name, sound, text in pairs_in_archive(archive.file, settings.max_bytes):
+            entry = ArchiveEntry(name=name)
+            try:
+                with sound() as audio:
+                    correction, entry.new = service.keep(audio, text())
+                entry.correction = CorrectionOut.model_validate(correction)
+            except RefusedError as error:
+                entry.problem = error.sentence
+            except (OSError, sqlite3.Error) as error:  # the others may be kept, or are already
+                entry.problem = disk_problem(error)[1]
+            entries.append(entry)
+        return ArchiveOut(
+            kept=sum(entry.correction is not None for entry in entries),
+            refused=sum(entry.problem is not None for entry in entries),
+            entries=entries,
+        )
 
     @app.get("/corrections", dependencies=bearer, responses=problems(422))
     def list_corrections(
@@ -59,15 +107,41 @@ def add_corrections(app: FastAPI, settings: Settings, bearer: list[Any]) -> None
     ) -> CorrectionPage:
         """The corrections in the order of arrival, a page at a time."""
         service: Service = request.app.state.service
-        page = [CorrectionOut.model_validate(c) for c in service.corrections.page(after, limit)]
-        return CorrectionPage(total=service.corrections.count(), corrections=page)
+        page = [
+            CorrectionOut.model_validate(c) for c in service.corrections.index.page(after, limit)
+        ]
+        return CorrectionPage(total=service.corrections.index.count(), corrections=page)
+
+    @app.get("/deletions", dependencies=bearer, responses=problems(422))
+    def list_deletions(
+        request: Request,
+        after: Annotated[int, Query(ge=0, lt=2**63)] = 0,
+        limit: Annotated[int, Query(ge=1, le=1000)] = 100,
+    ) -> DeletionPage:
+        """The corrections that were deleted, why, and which models may have learned from them."""
+        service: Service = request.app.state.service
+        about = {name: service.models.about(name) for name in service.models.names()}
+        return DeletionPage(
+            deletions=[
+                DeletionOut(
+                    **asdict(deletion),
+                    models=[
+                        name
+                        for name, known in about.items()
+                        if (known.get("last_seq") or 0) >= deletion.seq
+                        and (known.get("gathered") or "") <= deletion.deleted
+                    ],
+                )
+                for deletion in service.corrections.index.deletions(after, limit)
+            ]
+        )
 
     _add_one(app, bearer)
 
 
 def _add_one(app: FastAPI, bearer: list[Any]) -> None:
     def found(request: Request, correction_id: str) -> Correction:
-        correction = request.app.state.service.corrections.get(correction_id)
+        correction = request.app.state.service.corrections.index.get(correction_id)
         if correction is None:
             raise RefusedError("There is no correction of this id.", 404)
         return correction
@@ -84,17 +158,17 @@ def _add_one(app: FastAPI, bearer: list[Any]) -> None:
         dependencies=bearer,
         response_class=FileResponse,
         responses={
-            200: {"content": {"audio/wav": {}, "audio/flac": {}}},
+            200: {"content": {kind: {} for kind in _MEDIA.values()}},
             **problems(404, 422),
         },
     )
     def get_recording(request: Request, correction_id: str) -> FileResponse:
         """Its recording, as it was sent."""
         correction = found(request, correction_id)
-        path = request.app.state.service.corrections.path(correction)
+        path = request.app.state.service.corrections.original(correction)
         if not path.exists():
             raise RefusedError("The recording of this correction is gone.", 404)
-        return FileResponse(path, media_type=f"audio/{correction.format}")
+        return FileResponse(path, media_type=_MEDIA[correction.format])
 
     @app.patch(one, dependencies=bearer, responses=problems(400, 404, 409, 422))
     def change_text(request: Request, correction_id: str, new: NewText) -> CorrectionOut:
@@ -103,10 +177,12 @@ def _add_one(app: FastAPI, bearer: list[Any]) -> None:
         correction = found(request, correction_id)
         text = service.clean(new.text)
         service.recogniser.check_room(text, correction.seconds)
-        return CorrectionOut.model_validate(service.corrections.change_text(correction, text))
+        changed = service.corrections.change_text(correction, text, new.text)
+        return CorrectionOut.model_validate(changed)
 
     @app.delete(one, status_code=204, dependencies=bearer, responses=problems(404, 422))
     def delete_correction(request: Request, correction_id: str) -> None:
         """Delete it, recording and text. Models that have learned from it are not changed: a
-        training from the base, which is the default, makes one that has not."""
+        training from the base, which is the default, makes one that has not. `GET /deletions`
+        keeps its number, the times and the reason."""
         request.app.state.service.corrections.remove(found(request, correction_id))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from fastapi import FastAPI, Request
+from fastapi.responses import StreamingResponse
 
 from ewc_tutorial.speech.errors import RefusedError
 from ewc_tutorial.speech.messages import Difference, ModelList, ModelOut
@@ -33,7 +34,7 @@ def add_models(app: FastAPI, settings: Settings, bearer: list[Any]) -> None:
             new=two,
             corrections=sorted(
                 correction.seq
-                for correction in service.corrections.page(one.last_seq, 2**31)
+                for correction in service.corrections.index.page(one.last_seq, 2**31)
                 if correction.seq <= two.last_seq
             ),
             settings={
@@ -49,6 +50,24 @@ def add_models(app: FastAPI, settings: Settings, bearer: list[Any]) -> None:
         service: Service = request.app.state.service
         service.serving.switch(name)
         return _shown(service, name)
+
+    @app.get(
+        "/models/{name}/archive",
+        dependencies=bearer,
+        response_class=StreamingResponse,
+        responses={200: {"content": {"application/x-tar": {}}}, **problems(404, 422)},
+    )
+    def download_model(request: Request, name: str) -> StreamingResponse:
+        """A version as a tar file: weights, processor, what is known of it, and its importance."""
+        service: Service = request.app.state.service
+        if not service.models.exists(name):
+            raise RefusedError("There is no version of this name.", 404)
+        length, parts = service.models.archive(name)
+        headers = {
+            "Content-Length": str(length),
+            "Content-Disposition": f'attachment; filename="{name}.tar"',
+        }
+        return StreamingResponse(parts, media_type="application/x-tar", headers=headers)
 
 
 def _found(service: Service, name: str) -> ModelOut:

@@ -1,0 +1,150 @@
+"""Recordings with a text beside each: in a folder, in an archive, as another server keeps them."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import subprocess
+import sys
+import zipfile
+
+import pytest
+
+pytest.importorskip("fastapi", reason="the group 'speech' is not installed")
+
+from ewc_tutorial.speech.errors import RefusedError
+from ewc_tutorial.speech.pairs import pairs_in_archive, sounds_among, text_for
+
+pytestmark = pytest.mark.timeout(300)
+
+
+def zipped(files: dict[str, bytes], method: int = zipfile.ZIP_DEFLATED) -> bytes:
+    target = io.BytesIO()
+    with zipfile.ZipFile(target, "w", method) as archive:
+        for name, content in files.items():
+            archive.writestr(name, content)
+    return target.getvalue()
+
+
+def test_texts_are_found_by_either_name():
+    names = [
+        "d/audio_0001.wav", "d/text_0001.txt", "NAME.WAV", "name.TXT", "._NAME.WAV", "x.txt",
+        "lost.wav", "__MACOSX/d/audio_0001.wav", "audio_7.flac", "audio_7.txt",
+    ]  # fmt: skip
+    known = {name.lower(): name for name in names}
+    sounds = sounds_among(names)
+    assert sounds == ["NAME.WAV", "audio_7.flac", "d/audio_0001.wav", "lost.wav"]
+    found = [text_for(name, known) for name in sounds[:3]]
+    assert found == ["name.TXT", "audio_7.txt", "d/text_0001.txt"]
+    with pytest.raises(RefusedError, match=r"there is no lost\.txt"):
+        text_for("lost.wav", known)
+
+
+def test_a_small_archive_cannot_become_a_large_one():
+    bomb = zipped(
+        {"x.wav": b"RIFF" + bytes(50 * 2**20), "x.txt": b"x", "y.wav": b"y", "y.txt": b""}
+    )
+    assert len(bomb) < 100_000
+    (_, bomb_sound, _), (_, sound, _) = pairs_in_archive(io.BytesIO(bomb), 2**20)
+    with pytest.raises(RefusedError, match="at most 1,048,576 bytes"):
+        bomb_sound()
+    assert sound().read() == b"y"
+
+
+@pytest.mark.parametrize("position", range(0, 300, 7))
+def test_a_damaged_archive_is_refused_or_read(position):
+    content = bytearray(zipped({"x.wav": bytes(range(256)), "x.txt": b"lion"}))
+    content[position % len(content)] ^= 0xFF
+    with contextlib.suppress(RefusedError):  # and nothing else is raised
+        for _, sound, text in pairs_in_archive(io.BytesIO(content), 2**20):
+            assert len(sound().read()) <= 2**20
+            assert isinstance(text(), str)
+
+
+@pytest.fixture
+def layout(tmp_path, new_speech):
+    """A folder as the server of the source document keeps it, with some that cannot be used."""
+    folder = tmp_path / "corrections"
+    folder.mkdir()
+    for i, (path, text) in enumerate(new_speech[20:26], start=1):
+        (folder / f"audio_{i:04d}.wav").write_bytes(path.read_bytes())
+        (folder / f"text_{i:04d}.txt").write_text(text.capitalize() + ".\n", encoding="utf-8-sig")
+    (folder / "audio_0007.wav").write_bytes(new_speech[26][0].read_bytes())
+    (folder / "audio_0008.wav").write_bytes(b"RIFF")
+    (folder / "text_0008.txt").write_text("lion")
+    (folder / "audio_0009.wav").write_bytes(new_speech[27][0].read_bytes())
+    (folder / "text_0009.txt").write_bytes("löwe".encode("cp1252"))
+    return folder
+
+
+PROBLEMS = {
+    "audio_0007.wav": "there is no text_0007.txt or audio_0007.txt",
+    "audio_0008.wav": "audio", "audio_0009.wav": "UTF-8",
+}  # fmt: skip
+
+
+def test_an_archive_keeps_what_is_good_and_names_the_rest(service, layout, new_speech):
+    content = zipped({f"a/{path.name}": path.read_bytes() for path in layout.iterdir()})
+
+    def send():
+        answer = service.client.post(
+            "/upload/corrections/archive", files={"archive": ("all.zip", content)}
+        )
+        assert answer.status_code == 200
+        return answer.json()
+
+    first = send()
+    assert (first["kept"], first["refused"]) == (6, 3)
+    for entry in first["entries"]:
+        name = entry["name"].removeprefix("a/")
+        if name in PROBLEMS:
+            assert PROBLEMS[name] in entry["problem"]
+            assert entry["correction"] is None
+        else:
+            assert entry["new"]
+            text = new_speech[19 + int(name[6:10])][1]
+            assert (entry["correction"]["text"], entry["correction"]["sent"].strip()) == (
+                text, text.capitalize() + ".",
+            )  # fmt: skip
+    assert [e["new"] for e in send()["entries"]] == [False] * 9
+    for entry in first["entries"]:
+        if entry["correction"]:
+            service.client.delete(f"/corrections/{entry['correction']['id']}")
+
+
+@pytest.mark.parametrize(
+    "content",
+    [b"", b"RIFF", zipped({}), zipped({"x.txt": b"lion"}), zipped({"x.wav": b"RIFF"})[:40]],
+)
+def test_what_is_no_archive_of_recordings_is_refused(service, content):
+    answer = service.client.post(
+        "/upload/corrections/archive", files={"archive": ("all.zip", content)}
+    )
+    assert answer.status_code == 422
+    assert answer.json()["detail"].startswith("archive must ")
+
+
+def test_the_command_imports_a_folder_once(service, layout):
+    def run():
+        return subprocess.run(
+            [sys.executable, "-m", "ewc_tutorial.speech.importing", str(layout),
+             "--to", str(service.client.base_url)],
+            capture_output=True, text=True, timeout=120,
+        )  # fmt: skip
+
+    first = run()
+    assert first.stdout == "6 new, 0 there already, 3 refused.\n"
+    assert first.returncode == 1
+    for name, words in PROBLEMS.items():
+        assert any(line.startswith(name) and words in line for line in first.stderr.splitlines())
+    assert run().stdout == "0 new, 6 there already, 3 refused.\n"
+
+
+def test_the_command_says_in_a_sentence_that_nobody_answers(layout):
+    for arguments in ([str(layout), "--to", "http://127.0.0.1:9"], [str(layout / "nothing")]):
+        done = subprocess.run(
+            [sys.executable, "-m", "ewc_tutorial.speech.importing", *arguments],
+            capture_output=True, text=True, timeout=60,
+        )  # fmt: skip
+        assert done.returncode == 1
+        assert len(done.stderr.splitlines()) == 1
