@@ -6,7 +6,7 @@ In the order of the course:
 * ``tasks``, ``models``, ``training``, ``recorder``, ``protocol``: what is learned, by what, how,
   kept how, and fairly;
 * ``reference``: the textbook version of everything that a reader is asked to write;
-* ``importances``: rivals of the Fisher information, for ``experiments/importances.py``;
+* ``importances``, ``referee``: rivals of the Fisher information, and what they came to;
 * ``bayes`` and ``pairs`` (01), ``rises`` (03, 04), ``sweep`` and ``explorer`` (05), ``metrics``
   (06), ``scenarios`` (07), ``bugs`` (08), ``language`` (09), ``study`` (11), ``reproduction`` (12);
 * ``plots``: every figure; ``tables``: runs that were made beforehand; ``publish``: executes the
