@@ -131,19 +131,21 @@ class Attachment:
     @torch.no_grad()
     def _proximal_step(self, steps: dict[str, tuple[Tensor, Step]]) -> None:
         protected = [n for n in self._ewc.weights() if n in steps and self._rates.get(n)]
-        # η/d of the whole period, where the weights move at all.
-        shares = {}
-        if self._every > 1:
-            shares = {name: self._rates[name] / steps[name][1].scale for name in protected}
+        rates = self._rates
+
+        def share(name: str) -> float | Tensor:
+            """Return η/d of the whole period."""
+            return rates[name] / steps[name][1].scale
+
         for name in protected:
             if name in self._force:
-                steps[name][0].add_(self._force[name] * shares[name])
+                steps[name][0].add_(self._force[name] * share(name))
         if self._every > 1:
             before = {name: steps[name][0].clone() for name in protected}
-        self._ewc.proximal_step_(self._rates, _Scales(steps), self._start)
+        self._ewc.proximal_step_(rates, _Scales(steps), self._start)
         self._waited, self._rates = 0, {}
         if self._every > 1:
-            self._force = {n: (before[n] - steps[n][0]) / shares[n] for n in protected}
+            self._force = {n: (before[n] - steps[n][0]) / share(n) for n in protected}
 
 
 class _Scales(Mapping[str, float | Tensor]):

@@ -7,6 +7,7 @@ import itertools
 import math
 import subprocess
 import sys
+from itertools import chain
 
 import pytest
 import torch
@@ -192,6 +193,41 @@ def test_ignored_labels_do_not_count():
         item["labels"] = [-100, -100, *item["input_ids"][2:]]
     assert_fisher_close(sequence_fisher(model, items, "empirical"), token_loop(model, items))
     assert_fisher_close(sequence_fisher(model, items, "exact"), token_loop(model, items, "exact"))
+
+
+def packed_batch(items, form):
+    """Return items in one row as Trainers pack them, in the way that tells where each begins."""
+    row = {name: torch.tensor([[*chain(*(i[name] for i in items))]]) for name in items[0]}
+    lengths = torch.tensor([len(item["input_ids"]) for item in items])
+    positions = torch.cat([torch.arange(n) for n in lengths.tolist()])[None]
+    starts = torch.cat([lengths.new_zeros(1), lengths.cumsum(0)])
+    return row | {
+        "positions": {"position_ids": positions},
+        "starts": {
+            "position_ids": positions, "cu_seq_lens_q": starts, "cu_seq_lens_k": starts,
+            "max_length_q": int(lengths.max()), "max_length_k": int(lengths.max()),
+        },
+    }[form]  # fmt: skip
+
+
+@pytest.mark.parametrize("estimator", ["empirical", "exact"])
+@pytest.mark.parametrize("form", ["positions", "starts", "items", "one"])
+def test_packed_sequences_are_samples_of_their_own(form, estimator):
+    model, items = gpt2(), sequences()
+    items = [item | {"labels": item["input_ids"]} for item in items]
+    items[1]["labels"] = [-100, -100, *items[1]["labels"][2:]]  # a prompt that does not count
+    expected = token_loop(model, items, estimator)
+    if form == "items":  # of a packed data set, as lists
+        data = [
+            {name: [*chain(*(item[name] for item in some))] for name in items[0]}
+            | {"seq_lengths": [len(item["input_ids"]) for item in some]}
+            for some in (items[:3], items[3:])
+        ]
+    elif form == "one":  # each row packed holds one
+        data = [packed_batch([item], "starts") for item in items]
+    else:
+        data = [packed_batch(items[:3], form), packed_batch(items[3:], form)]
+    assert_fisher_close(sequence_fisher(model, data, estimator), expected)
 
 
 @pytest.mark.parametrize("estimator", ["empirical", "sampled"])

@@ -26,6 +26,7 @@ def pad_batch(
 ) -> DictBatch:
     """Join items of different lengths to one batch, padded on the right to the longest.
 
+    An item with ``seq_lengths`` is several sequences that were packed, and becomes several rows.
     Labels are padded with −100, which no loss counts, tokens with the model's pad token, everything
     else with 0; if inputs had to be padded and have no ``attention_mask``, one is added. Values
     that are no numbers are left out. As the ``data_collator`` of a Trainer take :func:`collator`,
@@ -41,6 +42,11 @@ def pad_batch(
         ValueError: tokens have to be padded and ``pad_token_id`` is None, or samples do not have
             the same names.
     """
+    items = [
+        part
+        for item in items
+        for part in (_parts(item, item["seq_lengths"]) if "seq_lengths" in item else [item])
+    ]
     batch: DictBatch = {}
     for name in items[0]:
         if not all(name in item for item in items):
@@ -69,6 +75,47 @@ def pad_batch(
         mask = batch.get("attention_mask", torch.ones_like(batch["input_ids"]))
         batch["labels"] = batch["input_ids"].masked_fill(mask == 0, IGNORED)
     return batch
+
+
+def unpacked(batch: Any, join: Callable[[Sequence[Any]], DictBatch]) -> Any:
+    """Return a batch of packed sequences as one that has a row for each; any other as it is.
+
+    Trainers pack short sequences into one row, to waste nothing on padding. Such a row has
+    ``cu_seq_lens_q``, where they begin, or ``position_ids`` that begin anew. A sample is still one
+    sequence, whose score is squared alone.
+
+    Args:
+        join: joins samples to a batch.
+    """
+    if not isinstance(batch, Mapping) or "input_ids" not in batch:
+        return batch
+    lengths = _lengths(batch)
+    return batch if lengths is None else join(_parts(batch, lengths))
+
+
+def _parts(packed: Mapping[str, Any], lengths: Any) -> list[DictBatch]:
+    """Return the sequences that lie one after the other in an item or a batch of one row."""
+    tokens = {
+        name: torch.as_tensor(packed[name]).flatten().split([int(n) for n in lengths])
+        for name in ("input_ids", "labels")
+        if name in packed
+    }
+    return [dict(zip(tokens, part, strict=True)) for part in zip(*tokens.values(), strict=True)]
+
+
+def _lengths(batch: Mapping[str, Any]) -> Tensor | None:
+    """Return how long the packed sequences of a batch are, or None if it is not packed."""
+    tokens, starts = batch["input_ids"], batch.get("cu_seq_lens_q")
+    if starts is not None:
+        return torch.as_tensor(starts).diff()
+    positions = batch.get("position_ids")
+    one_row = isinstance(tokens, Tensor) and tokens.ndim == 2 and len(tokens) == 1
+    if not one_row or "attention_mask" in batch or not isinstance(positions, Tensor):
+        return None
+    begins = (positions.flatten() == 0).nonzero().flatten()
+    if len(begins) < 2 or begins[0] > 0:
+        return None
+    return torch.cat([begins, begins.new_tensor([tokens.shape[1]])]).diff()
 
 
 def dict_batches(

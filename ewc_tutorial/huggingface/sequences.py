@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from ewc_tutorial.ewc import EWC
 from ewc_tutorial.fisher import fisher_diagonal, fisher_factors
 from ewc_tutorial.fisher.samples import Stream
-from ewc_tutorial.huggingface.batches import DictBatch, dict_batches, pad_batch
+from ewc_tutorial.huggingface.batches import DictBatch, dict_batches, pad_batch, unpacked
 from ewc_tutorial.huggingface.logits import Logits
 from ewc_tutorial.huggingface.tasks import checked_task, pad_token_of
 from ewc_tutorial.randomness import as_generator
@@ -107,8 +107,9 @@ def sequence_fisher(
     generator = as_generator(generator)
     task = checked_task(model, task)
     logits = Logits(model, task)
-    collate = collate or collator(model, task)
-    batches = dict_batches(data, collate, n_samples, batch_size or DEFAULT_BATCH, generator)
+    join = collator(model, task)
+    made = dict_batches(data, collate or join, n_samples, batch_size or DEFAULT_BATCH, generator)
+    batches = (unpacked(batch, join) for batch in made)
     inside = {
         f"model.{weight}": bias and f"model.{bias}" for weight, bias in (layers or {}).items()
     }
