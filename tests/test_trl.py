@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-pytest.importorskip("trl", reason="TRL is not installed (the extra trl)")
+pytest.importorskip("trl", reason="TRL is not installed (the extra frameworks)")
 
 from datasets import Dataset
 from tokenizers import Tokenizer, models, pre_tokenizers
