@@ -25,12 +25,10 @@ def paired_gains(reports: Mapping[str, pd.DataFrame]) -> Figure:
         rows = np.arange(len(report))[::-1]
         gain, error = 100 * report.gain.to_numpy(), 100 * report.gain_sem.to_numpy()
         ax.axvline(0, color="0.4", lw=1)
-        for row, mean, sem, clear in zip(rows, gain, error, report.clear, strict=True):
-            color = "0.55" if not clear else "C0" if mean > 0 else "C3"
-            ax.errorbar(
-                mean, row, xerr=sem, fmt="o", color=color, capsize=3,
-                markerfacecolor=color if clear else "white",
-            )  # fmt: skip
+        clear = report.clear.to_numpy(dtype=bool)
+        ax.errorbar(gain, rows, xerr=error, fmt="none", ecolor="0.6", capsize=3)
+        ax.plot(gain[clear], rows[clear], "o", color="C0", label="clear of zero")
+        ax.plot(gain[~clear], rows[~clear], "o", color="0.5", mfc="white", label="not clear")
         edge = 1.15 * np.abs(gain).max() + error.max()
         ax.set(xlim=(-edge, edge), title=title, ylim=(-0.6, len(report) - 0.4))
         ax.set_yticks(rows, report.index)
