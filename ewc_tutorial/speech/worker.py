@@ -111,6 +111,7 @@ class Training:
         """Learn, and serve what may be served."""
         work = self._settings.data / "work" / self._job
         work.mkdir(parents=True, exist_ok=True)
+        self._gathered = now()
         material, importance = self._gather()
         unread = self._plan.unread(len(material.new))
         left_out = [*([unread] if unread else []), *material.left_out]
@@ -142,7 +143,6 @@ class Training:
         if importance is None or not known:
             importance = self._models.path(self._start) / IMPORTANCE
             record.write(importance)
-        self._gathered = now()
         parts = self._corrections.split(self._row["last_seq"], settings.hold_out)
         new, new_tests = (reader.corrections(part) for part in parts)
         for part, usable in zip(parts, (new, new_tests), strict=True):

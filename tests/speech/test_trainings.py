@@ -28,14 +28,15 @@ PROCESS = subprocess.Popen
 
 
 @pytest.fixture
-def processes(monkeypatch):
+def processes(monkeypatch, tmp_path):
     """Trainings are processes that wait; those that were started."""
     started = []
 
     def start(command, **options):
-        wait = [sys.executable, "-c", "import sys; sys.stdin.read()"]
-        started.append(PROCESS(wait, **options))
-        started[-1].job = command[-1]
+        ready = tmp_path / f"ready {len(started)}"
+        code = f"import pathlib, sys; pathlib.Path({str(ready)!r}).touch(); sys.stdin.read()"
+        started.append(PROCESS([sys.executable, "-c", code], **options))
+        started[-1].job, started[-1].ready = command[-1], ready
         return started[-1]
 
     monkeypatch.setattr(runner.subprocess, "Popen", start)
@@ -228,6 +229,7 @@ def test_a_process_that_is_killed_goes_on(service, processes, number):
     work(service, job)
     # Ctrl+C in a terminal is sent to the whole group: not to a training.
     assert os.getpgid(processes[0].pid) != os.getpgid(0)
+    wait_for(processes[0].ready.exists)  # before that SIGINT is an error of Python's start
     processes[0].send_signal(getattr(signal, number))
     wait_for(lambda: len(processes) == 2)
     assert service.jobs.get(job)["state"] == "running"
