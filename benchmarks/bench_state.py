@@ -24,7 +24,6 @@ GPT-2 of two layers, to try it out, and prints only.
 from __future__ import annotations
 
 import argparse
-import ctypes
 import gc
 import os
 import platform
@@ -44,6 +43,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from benchmarks.timing import memory, start_peak_anew
 from ewc_tutorial.course.models import mlp
 from ewc_tutorial.curvature import Compact
 from ewc_tutorial.ewc import EWC
@@ -86,18 +86,10 @@ class Memory:
             torch.cuda.synchronize()
             torch.cuda.reset_peak_memory_stats()
         else:
-            ctypes.CDLL("libc.so.6").malloc_trim(0)
-            Path("/proc/self/clear_refs").write_text("5")  # start the high-water mark anew
+            start_peak_anew()
 
     def peak(self) -> float:
-        return torch.cuda.max_memory_allocated() if self.cuda else _status("VmHWM")
-
-
-def _status(field: str) -> float:
-    for line in Path("/proc/self/status").read_text().splitlines():
-        if line.startswith(f"{field}:"):
-            return 1024.0 * int(line.split()[1])
-    raise OSError(f"/proc/self/status has no {field}: memory can be measured on Linux only.")
+        return torch.cuda.max_memory_allocated() if self.cuda else memory("VmHWM")
 
 
 def remembering(model: nn.Module, state: str, file: Path) -> EWC:
@@ -124,7 +116,7 @@ def measure(
     torch.manual_seed(0)
     network, loss = language_loss(layers, device) if model == GPT2 else image_loss(device)
     optim = torch.optim.Adam(network.parameters(), lr=1e-5)
-    memory = Memory(device)
+    watch = Memory(device)
 
     def step(before: Callable[[], None] | None = None) -> None:
         optim.zero_grad()
@@ -141,11 +133,11 @@ def measure(
         return time.perf_counter() - start
 
     step()  # makes what the optimizer keeps
-    memory.begin()
+    watch.begin()
     for _ in range(2):
         step()
-    plain_peak = memory.peak()
-    files = _status("RssFile")
+    plain_peak = watch.peak()
+    files = memory("RssFile")
     with tempfile.TemporaryDirectory() as folder:
         ewc = remembering(network, state, Path(folder) / "model.safetensors")
         weights = sum(p.numel() for p in ewc.weights().values())
@@ -153,11 +145,11 @@ def measure(
             ewc.attach(optim)
         with_ewc = step if way == "attach" else lambda: step(ewc.add_gradient_)
         with_ewc()
-        memory.begin()
+        watch.begin()
         for _ in range(2):
             with_ewc()
-        peak = memory.peak()
-        mapped = _status("RssFile") - files if state == MAPPED else 0.0
+        peak = watch.peak()
+        mapped = memory("RssFile") - files if state == MAPPED else 0.0
         # λ = 0 makes the step a plain one.
         plain, together = [], []
         for _ in range(rounds):

@@ -54,15 +54,21 @@ def _seconds(function: Function) -> float:
 def peak_megabytes(function: Callable[[], object]) -> float | None:
     """Return how far the process's memory rises while the function runs (Linux only)."""
     try:
-        ctypes.CDLL("libc.so.6").malloc_trim(0)
-        before = _memory("VmRSS")
-        Path("/proc/self/clear_refs").write_text("5")  # start the high-water mark anew
+        start_peak_anew()
+        before = memory("VmRSS")
     except OSError:
         return None
     function()
-    return max(0.0, _memory("VmHWM") - before)
+    return max(0.0, memory("VmHWM") - before) / 2**20
 
 
-def _memory(field: str) -> float:
+def start_peak_anew() -> None:
+    """Give back what nobody uses, and forget the high-water mark of the process's memory."""
+    ctypes.CDLL("libc.so.6").malloc_trim(0)
+    Path("/proc/self/clear_refs").write_text("5")
+
+
+def memory(field: str) -> float:
+    """Return a field of the process's status in bytes, such as ``VmHWM``, the peak (Linux only)."""
     status = Path("/proc/self/status").read_text()
-    return int(re.search(rf"{field}:\s+(\d+) kB", status)[1]) / 1024
+    return 1024.0 * int(re.search(rf"{field}:\s+(\d+) kB", status)[1])
