@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Annotated, Any
 
-from fastapi import Request
+from fastapi import Query, Request
 
 from ewc_tutorial.speech.errors import RefusedError
 from ewc_tutorial.speech.messages import Problem
+
+#: The rows of a page.
+Limit = Annotated[int, Query(ge=1, le=1000)]
 
 _MEANINGS = {
     400: "The body cannot be read.",

@@ -22,9 +22,12 @@ from ewc_tutorial.speech.messages import (
     NewText,
 )
 from ewc_tutorial.speech.pairs import pairs_in_archive, read_text
-from ewc_tutorial.speech.routes.common import check_file_name, exactly, problems
+from ewc_tutorial.speech.routes.common import Limit, check_file_name, exactly, problems
 from ewc_tutorial.speech.service import Service
 from ewc_tutorial.speech.settings import Settings
+
+#: What a page begins behind: the number of a correction.
+After = Annotated[int, Query(ge=0, lt=2**63)]
 
 _MEDIA = {
     "wav": "audio/wav", "flac": "audio/flac", "mp3": "audio/mpeg", "ogg": "audio/ogg",
@@ -102,8 +105,8 @@ def add_corrections(app: FastAPI, settings: Settings, bearer: list[Any]) -> None
     @app.get("/corrections", dependencies=bearer, responses=problems(422))
     def list_corrections(
         request: Request,
-        after: Annotated[int, Query(ge=0, lt=2**63)] = 0,
-        limit: Annotated[int, Query(ge=1, le=1000)] = 100,
+        after: After = 0,
+        limit: Limit = 100,
     ) -> CorrectionPage:
         """The corrections in the order of arrival, a page at a time."""
         service: Service = request.app.state.service
@@ -115,8 +118,8 @@ def add_corrections(app: FastAPI, settings: Settings, bearer: list[Any]) -> None
     @app.get("/deletions", dependencies=bearer, responses=problems(422))
     def list_deletions(
         request: Request,
-        after: Annotated[int, Query(ge=0, lt=2**63)] = 0,
-        limit: Annotated[int, Query(ge=1, le=1000)] = 100,
+        after: After = 0,
+        limit: Limit = 100,
     ) -> DeletionPage:
         """The corrections that were deleted, why, and which models may have learned from them."""
         service: Service = request.app.state.service

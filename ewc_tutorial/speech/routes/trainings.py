@@ -8,7 +8,7 @@ from fastapi import FastAPI, Query, Request
 
 from ewc_tutorial.speech.errors import RefusedError
 from ewc_tutorial.speech.messages import Job, JobPage, TrainRequest, TrainStarted
-from ewc_tutorial.speech.routes.common import problems
+from ewc_tutorial.speech.routes.common import Limit, problems
 from ewc_tutorial.speech.service import Service
 from ewc_tutorial.speech.settings import Settings
 
@@ -31,7 +31,7 @@ def add_trainings(app: FastAPI, settings: Settings, bearer: list[Any]) -> None:
     def list_trainings(
         request: Request,
         before: Annotated[int | None, Query(ge=0, lt=2**62)] = None,
-        limit: Annotated[int, Query(ge=1, le=1000)] = 100,
+        limit: Limit = 100,
     ) -> JobPage:
         """The trainings, the newest first, without their losses."""
         service: Service = request.app.state.service
