@@ -43,7 +43,8 @@ def _apart(error) -> object:
     return lambda v, p, se: (statistics.mean(v) - p) / error(v, se)
 
 
-def _unpaired(a: list[float], b: list[float]) -> tuple[float, float]:
+def unpaired(a: list[float], b: list[float]) -> tuple[float, float]:
+    """A wrong answer: the standard error of two groups that share nothing."""
     error = math.hypot(*(statistics.stdev(x) / math.sqrt(len(x)) for x in (a, b)))
     return statistics.mean(a) - statistics.mean(b), error
 
@@ -85,7 +86,7 @@ EXERCISES: dict[str, Question] = {
         cases=_pairs,
         mistakes={
             "That is the standard error for two groups that share nothing. Here a[i] and b[i] have "
-            "a seed in common: take the differences first, then their spread.": _unpaired,
+            "a seed in common: take the differences first, then their spread.": unpaired,
             "You give the standard deviation of the differences, not that of their mean: divide "
             "by √n.": _with_error(statistics.stdev),
             "The variance of the differences is divided by n: divide by n − 1.": _with_error(
