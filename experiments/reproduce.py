@@ -19,7 +19,8 @@ panel_b   Mean accuracy over up to ten permuted tasks (figure 2B).
 panel_b_gpu  The same with the paper's widest network, 2 × 2000 units, and longer; wants a GPU.
 fifty     Fifty permutations, of 10,000 images each, with two curvatures; wants a GPU.
 panel_c   Fisher overlap per layer (figure 2C).
-permuted  Permuted MNIST of ten tasks (van de Ven and Tolias 2018), at a fraction of its steps.
+permuted  Permuted MNIST of ten tasks (van de Ven and Tolias 2018); --steps 5000 are its own, for a
+          GPU, and what is stored.
 """
 
 from __future__ import annotations
