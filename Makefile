@@ -10,12 +10,12 @@ TORCH_INDEX ?=
 RANGES ?=
 
 .DEFAULT_GOAL := help
-COMMANDS := help lab app lab-html test check notebooks bench-fisher bench-step bench-sweep speech clean
+COMMANDS := help lab app lab-html test check notebooks bench-fisher bench-step bench-sweep speech classroom wheelhouse clean
 .PHONY: $(COMMANDS)
 
 OPTIONS =
 lab: OPTIONS = $(LAB_OPTIONS)
 app: OPTIONS = $(APP_OPTIONS)
-notebooks: OPTIONS = $(ONLY)
+notebooks classroom: OPTIONS = $(ONLY)
 $(COMMANDS):
 	@$(PYTHON) make.py $@ $(if $(TORCH_INDEX),--torch-index=$(TORCH_INDEX)) $(if $(RANGES),--ranges) $(OPTIONS)

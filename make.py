@@ -25,6 +25,9 @@ OLDEST = (3, 11)
 PINS_NEWEST = (3, 14)
 PINS_MACOS = (14,)
 
+#: Wheels for rooms without a network: where this folder is, nothing else is asked.
+WHEELS = "wheelhouse"
+
 FIRST_NOTEBOOK = "notebooks/00_start_here.ipynb"
 LAB_PAGE = "notebooks/app/lambda_lab.ipynb"
 #: Folders of tests that take longer than a look at a change should: `test` runs them.
@@ -78,6 +81,18 @@ def test(_: Line) -> List[Line]:
     ]
 
 
+def wheelhouse(_: Line) -> List[Line]:
+    wheel = ["pip", "wheel", "--disable-pip-version-check", "--wheel-dir", WHEELS]
+    installed = read_stamp(VENV)
+    if not (installed and installed.ranges):
+        wheel += ["--constraint", "constraints.txt"]
+    lines = [[*wheel, "setuptools>=77", ".[all]"]]
+    if installed and installed.torch_index:
+        build = ["--no-deps", "--index-url", installed.torch_index, "torch", "torchvision"]
+        lines = [[*wheel, *build], [*lines[0], "--find-links", WHEELS]]
+    return lines
+
+
 def nothing(_: Line) -> List[Line]:
     return []
 
@@ -125,6 +140,17 @@ COMMANDS: Dict[str, Command] = {
     ),
     "speech": Command(
         "Start the speech-corrections service of notebook 10", "all", module("ewc_tutorial.speech")
+    ),
+    "classroom": Command(
+        "Write build/classroom: lessons without answers, and a course for nbgrader",
+        "classroom",
+        module("ewc_tutorial.course.classroom"),
+        'numbers, "02 03" for some',
+    ),
+    "wheelhouse": Command(
+        "Fill wheelhouse/ with what `lab` installs, for machines without a network",
+        "all",
+        wheelhouse,
     ),
     "clean": Command("Remove the environment and everything that can be made again", "", nothing),
 }
@@ -211,8 +237,9 @@ def write_stamp(venv: Path, installed: Environment) -> None:
 
 
 def is_current(installed: Optional[Environment], wanted: Environment) -> bool:
-    """Tell whether nothing needs to be installed; the extra `test` takes in every other."""
-    return installed in (wanted, wanted._replace(extra="test"))
+    """Tell whether nothing needs to be installed: `test` takes in every other extra."""
+    wider = {"all": ("classroom", "test")}.get(wanted.extra, ("test",))
+    return installed in (wanted, *(wanted._replace(extra=extra) for extra in wider))
 
 
 def too_old(version: Tuple[int, ...]) -> Optional[str]:
@@ -255,12 +282,20 @@ def pip_lines(wanted: Environment) -> List[Line]:
     pip = ["pip", "install", "--quiet", "--disable-pip-version-check"]
     if not wanted.ranges:
         pip += ["--constraint", "constraints.txt"]
+    offline = has_wheels(ROOT)
+    if offline:
+        pip += ["--no-index", "--find-links", WHEELS]
     lines = [[*pip, "--editable", f".[{wanted.extra}]"]]
-    if wanted.torch_index:
+    if wanted.torch_index and not offline:
         # From there alone, so that no larger build can take its place; the rest from anywhere.
         build = ["--no-deps", "--index-url", wanted.torch_index]
         lines.insert(0, [*pip, *build, "torch", "torchvision"])
     return lines
+
+
+def has_wheels(root: Path) -> bool:
+    """Tell whether there is a wheelhouse to install from."""
+    return any((root / WHEELS).glob("*.whl"))
 
 
 def version_of(python: Path) -> Optional[Tuple[int, ...]]:
@@ -292,7 +327,8 @@ def set_up(extra: str, ranges: bool, torch_index: str) -> None:
         refusal = too_old(sys.version_info) or no_pytorch(sys.platform, platform.machine())
         if refusal:
             raise SystemExit(refusal)
-    print(f"Setting up {VENV.name}. The first time this downloads PyTorch and takes some minutes.")
+    source = f"installs from {WHEELS}/" if has_wheels(ROOT) else "downloads PyTorch"
+    print(f"Setting up {VENV.name}. The first time this {source} and takes some minutes.")
     if version is None or anew:
         remove(VENV)
         base = getattr(sys, "_base_executable", sys.executable)
@@ -309,6 +345,11 @@ def set_up(extra: str, ranges: bool, torch_index: str) -> None:
         wanted = wanted._replace(ranges=True)
     if run(python, pip_lines(wanted)):
         advice = "" if wanted.ranges else " With --ranges it may take other versions."
+        if has_wheels(ROOT):
+            advice = (
+                f" It looked in {WHEELS}/ alone, whose wheels serve the system and the Python that "
+                "filled it. Without that folder it takes them from the network."
+            )
         raise SystemExit("pip could not install the course; its message is above." + advice)
     write_stamp(VENV, wanted)
 

@@ -64,7 +64,7 @@ def test_commands_run_modules_and_files_that_there_are(name):
     for module, *arguments in make.COMMANDS[name].modules([]):
         part = Path(*module.split("."))
         known = (ROOT / part).is_dir() or (ROOT / part).with_suffix(".py").exists()
-        assert known or module in ("jupyterlab", "voila", "ruff", "mypy", "pytest")
+        assert known or module in ("jupyterlab", "voila", "ruff", "mypy", "pytest", "pip")
         for argument in arguments:
             file = argument.partition("=")[2] or argument
             if "/" in file and "build" not in file:
@@ -167,6 +167,8 @@ def test_the_stamp(tmp_path):
 
 def test_the_extra_for_tests_takes_in_the_readers():
     assert make.is_current(WANTED, WANTED)
+    assert make.is_current(WANTED._replace(extra="classroom"), WANTED)
+    assert not make.is_current(WANTED, WANTED._replace(extra="classroom"))
     assert make.is_current(WANTED._replace(extra="test"), WANTED)
     assert not make.is_current(WANTED, WANTED._replace(extra="test"))
     assert not make.is_current(WANTED, WANTED._replace(requirements="other"))
@@ -262,6 +264,39 @@ def test_another_build_of_pytorch_is_kept_to(machine):
     machine.set_up("test")
     assert "--index-url https://cpu torch torchvision" in machine.calls[0]
     assert machine.set_up("test", torch_index="https://cpu") == []
+
+
+def test_where_there_is_a_wheelhouse_nothing_else_is_asked(machine, capsys):
+    machine.set_up()
+    assert "--no-index" not in machine.calls[-1]
+    wheels = machine.root / make.WHEELS
+    wheels.mkdir()
+    make.remove(machine.venv)
+    machine.set_up()
+    assert "--no-index" not in machine.calls[-1], "an empty folder is none"
+    (wheels / "torch-1-py3-none-any.whl").touch()
+    make.remove(machine.venv)
+    machine.set_up(torch_index="https://cpu")
+    assert machine.calls[0] == "venv"
+    assert len(machine.calls) == 2, "no line for PyTorch alone"
+    assert f"--no-index --find-links {make.WHEELS} --editable .[all]" in machine.calls[-1]
+    assert f"installs from {make.WHEELS}/" in capsys.readouterr().out
+    machine.pip_fails = True
+    with pytest.raises(SystemExit, match=r"It looked in wheelhouse/ alone"):
+        machine.set_up("test")
+
+
+def test_the_wheelhouse_is_filled_with_what_was_chosen(machine):
+    (line,) = make.wheelhouse([])
+    assert line[-2:] == ["setuptools>=77", ".[all]"]
+    assert "--constraint" in line
+    machine.set_up(ranges=True, torch_index="https://cpu")
+    torch, rest = make.wheelhouse([])
+    assert torch[-4:] == ["--index-url", "https://cpu", "torch", "torchvision"]
+    assert "--constraint" not in rest
+    assert rest[-2:] == ["--find-links", make.WHEELS]
+    for line in (torch, rest):
+        create_command("wheel").parse_args(line[2:])
 
 
 def test_an_old_python_makes_nothing(machine, monkeypatch):

@@ -1,0 +1,265 @@
+"""Points for submissions, for whoever has no nbgrader.
+
+    python -m ewc_tutorial.course.mark anna.ipynb ben.ipynb              # a table as CSV
+    python -m ewc_tutorial.course.mark --format json --key KEY *.ipynb
+
+A submission is a lesson or its student version, filled in. Of its cells those are run that the
+reader fills in, and of all others the imports and the functions, so that nothing is trained and a
+submission takes seconds. Each answer is tried on cases that nobody has seen: they are drawn by
+seeds that the key decides, and are the same for all submissions. Predictions count if they were
+made, not if they were right.
+
+Marking runs the students' code with your rights: use an account or a container that has no others.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import csv
+import hashlib
+import json
+import multiprocessing
+import os
+import sys
+from contextlib import contextmanager, redirect_stdout, suppress
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import nbformat
+
+from ewc_tutorial.course.classroom.questions import (
+    Asked,
+    asked,
+    bound,
+    calls,
+    lesson,
+    number_of,
+    statements,
+)
+from ewc_tutorial.course.exercises import EXERCISES, Exercise, Prediction
+from ewc_tutorial.course.exercises.core import Result
+
+#: How many draws of cases an answer must pass.
+DRAWS = 3
+_MISSING = Result(False, "○ Nothing was handed in for this exercise.")
+
+
+@dataclass(frozen=True)
+class Mark:
+    """Points of one exercise; None where a person has to read the answer."""
+
+    number: str
+    exercise: str
+    points: int | None
+    of: int
+    verdict: str
+
+
+def seeds(name: str, key: str) -> list[int]:
+    """Return the seeds that draw an exercise's cases: the same for a key, others for another."""
+    words = (hashlib.sha256(f"{key}/{name}/{draw}".encode()).digest() for draw in range(DRAWS))
+    return [1000 + int.from_bytes(word[:4], "big") % 1_000_000 for word in words]
+
+
+def judge(name: str, *given: Any, key: str) -> Result:
+    """Return the verdict on an answer after several draws of cases.
+
+    Args:
+        name: of the exercise.
+        given: what the reader's cell defines.
+        key: decides which cases are drawn.
+    """
+    question = EXERCISES[name]
+    if isinstance(question, Prediction):
+        return _said(given[0])
+    verdict = _MISSING
+    for seed in seeds(name, key):
+        verdict = question.judge(*given, seed=seed)
+        if not verdict:
+            return verdict
+    if isinstance(question, Exercise) and _borrows(question, given[0], seeds(name, key)[0]):
+        return Result(False, "✗ The answer calls the package's own answer to this exercise.")
+    return verdict
+
+
+def award(name: str, *given: Any, key: str) -> None:
+    """Raise if an answer is not right; the hidden tests of the nbgrader course call this.
+
+    Raises:
+        AssertionError: with the verdict.
+    """
+    verdict = judge(name, *given, key=key)
+    if not verdict:
+        raise AssertionError(verdict.text)
+
+
+def mark(submission: nbformat.NotebookNode, key: str) -> list[Mark]:
+    """Run what a submission's exercises need, in this process, and return their marks.
+
+    Raises:
+        ValueError: the notebook is no lesson.
+    """
+    questions = asked(lesson(number_of(submission)))
+    verdicts: dict[str, Result] = {}
+    namespace: dict[str, Any] = {"__name__": "submission"}
+    for cell in submission.cells:
+        names = set(bound(cell))
+        mine = [one for one in questions if one.names[0] in names]
+        error = _run(cell, namespace, whole=bool(mine))
+        for one in mine:
+            verdicts[one.name] = _verdict(one, namespace, error, key)
+    return [
+        Mark(
+            one.number,
+            one.name,
+            None if one.by_hand else one.points * bool(verdicts.get(one.name)),
+            one.points,
+            "To be read by a person." if one.by_hand else verdicts.get(one.name, _MISSING).text,
+        )
+        for one in questions
+    ]
+
+
+def _verdict(one: Asked, namespace: dict[str, Any], error: Exception | None, key: str) -> Result:
+    if one.by_hand:
+        return _MISSING
+    if error is not None:
+        return Result(False, f"✗ The cell raised {type(error).__name__}: {error}")
+    return judge(one.name, *(namespace[name] for name in one.names), key=key)
+
+
+def _run(cell: nbformat.NotebookNode, namespace: dict[str, Any], whole: bool) -> Exception | None:
+    """Run a cell's checks never, its definitions always, and the rest if it is an answer."""
+    always = (ast.Import, ast.ImportFrom, ast.FunctionDef, ast.ClassDef)
+    for node in statements(cell):
+        if calls(node, "check") or calls(node, "reveal") or not (whole or isinstance(node, always)):
+            continue
+        try:
+            exec(
+                compile(ast.Module([node], []), f"<cell {cell.get('id', '?')}>", "exec"), namespace
+            )
+        except Exception as error:
+            if whole:
+                return error
+    return None
+
+
+def _said(number: Any) -> Result:
+    try:
+        value = float(number)
+    except (TypeError, ValueError):
+        return Result(False, "○ Not attempted yet: no number was said.")
+    if value != value or value in (float("inf"), float("-inf")):
+        return Result(False, f"✗ A prediction is a finite number, not {value}.")
+    return Result(True, f"✓ {value:g} was said.")
+
+
+def _borrows(exercise: Exercise, fn: Any, seed: int) -> bool:
+    """Return whether a function runs the package's answer."""
+    found = False
+
+    def look(frame: Any, event: str, argument: Any) -> None:
+        nonlocal found
+        found = found or (event == "call" and frame.f_code is exercise.answer.__code__)
+
+    before = sys.getprofile()
+    for arguments in exercise.drawn(seed):
+        sys.setprofile(look)
+        try:
+            with suppress(Exception):
+                fn(*arguments)
+        finally:
+            sys.setprofile(before)
+    return found
+
+
+# --- the command ----------------------------------------------------------------------------
+
+
+def mark_file(path: Path, key: str, timeout: float) -> list[Mark]:
+    """Mark a submission in a process of its own, which a fault in it cannot outlive.
+
+    Raises:
+        ValueError: the file is no notebook of a lesson.
+    """
+    submission = nbformat.read(path, as_version=4)
+    questions = asked(lesson(number_of(submission)))
+    context = _context()
+    here, there = context.Pipe(duplex=False)
+    worker = context.Process(target=_work, args=(str(path), key, there), daemon=True)
+    worker.start()
+    there.close()
+    try:
+        if here.poll(timeout):
+            return here.recv()
+        why = f"✗ Not done after {timeout:g} s."
+    except EOFError:
+        why = "✗ The submission ended the program."
+    finally:
+        worker.kill()
+        worker.join()
+    return [Mark(q.number, q.name, None if q.by_hand else 0, q.points, why) for q in questions]
+
+
+def _context() -> Any:
+    """Return how processes are started: where it can be, from one that has PyTorch loaded."""
+    if "forkserver" not in multiprocessing.get_all_start_methods():
+        return multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([__spec__.name])
+    return context
+
+
+def _work(path: str, key: str, results: Any) -> None:
+    with open(os.devnull, "w") as nowhere, redirect_stdout(nowhere):
+        results.send(mark(nbformat.read(path, as_version=4), key))
+
+
+@contextmanager
+def _quiet_environment() -> Any:
+    """No window for figures, and no note of the teacher's own progress."""
+    os.environ.update(MPLBACKEND="Agg", EWC_TUTORIAL_PROGRESS="off")
+    yield
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        prog="python -m ewc_tutorial.course.mark", description=__doc__.splitlines()[0]
+    )
+    parser.add_argument("submissions", nargs="+", type=Path, metavar="NOTEBOOK")
+    parser.add_argument("--key", default="", help="what build/classroom/key.txt holds")
+    parser.add_argument("--format", choices=("csv", "json"), default="csv")
+    parser.add_argument("--timeout", type=float, default=120, help="seconds for each submission")
+    ours = parser.parse_args(arguments)
+    with _quiet_environment():
+        marks = {}
+        for path in ours.submissions:
+            try:
+                marks[path] = mark_file(path, ours.key, ours.timeout)
+            except (OSError, ValueError) as error:  # unreadable notebooks are ValueErrors, too
+                parser.error(f"{path}: {error}")
+    if ours.format == "json":
+        found = [
+            {
+                "submission": str(path),
+                "points": sum(m.points or 0 for m in some),
+                "of": sum(m.of for m in some if m.points is not None),
+                "exercises": [asdict(m) for m in some],
+            }
+            for path, some in marks.items()
+        ]
+        print(json.dumps(found, indent=1, ensure_ascii=False))
+        return 0
+    table = csv.writer(sys.stdout, lineterminator="\n")
+    table.writerow(["submission", "number", "exercise", "points", "of", "verdict"])
+    for path, some in marks.items():
+        for m in some:
+            points = "" if m.points is None else m.points
+            table.writerow([path, m.number, m.exercise, points, m.of, " ".join(m.verdict.split())])
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,333 @@
+"""What is handed out holds no answer, and what comes back gets the points that it deserves."""
+
+from __future__ import annotations
+
+import ast
+import csv
+import inspect
+import io
+import json
+import os
+import subprocess
+import sys
+from contextlib import suppress
+from pathlib import Path
+
+import nbformat
+import numpy as np
+import pytest
+import torch
+
+from ewc_tutorial.course import classroom, mark
+from ewc_tutorial.course.classroom.__main__ import build, release
+from ewc_tutorial.course.classroom.questions import LESSONS, asked, bound, lesson, number_of
+from ewc_tutorial.course.classroom.versions import HIDDEN, assignment, student
+from ewc_tutorial.course.exercises import EXERCISES, Exercise
+
+ROOT = Path(classroom.__file__).resolve().parents[3]
+NUMBERS = [path.name[:2] for path in sorted(LESSONS.glob("*.ipynb"))]
+KEY = "a word"
+#: Lessons with exercises whose cases are trainings, and lessons that load Transformers.
+TRAINED, TRANSFORMERS = ("04", "08"), ("09", "10")
+every_lesson = pytest.mark.parametrize("number", NUMBERS)
+
+
+def lessons_but(*slow: str):
+    """Run a test for every lesson; `make test` alone runs it for the slow ones."""
+    marked = [pytest.param(n, marks=[pytest.mark.slow] * (n in slow)) for n in NUMBERS]
+    return pytest.mark.parametrize("number", marked)
+
+
+def code(notebook):
+    return [cell for cell in notebook.cells if cell.cell_type == "code"]
+
+
+def test_every_exercise_of_a_lesson_is_found_with_its_points():
+    found = {one.name: one for number in NUMBERS for one in asked(lesson(number))}
+    assert set(found) == set(EXERCISES)
+    assert (found["gaussian_kl"].number, found["gaussian_kl"].points) == ("01.2", 2)
+    assert (found["test_of_ewc"].points, found["slow_and_long"].points) == (3, 1)
+    assert [one.name for one in found.values() if one.by_hand] == ["capstone"]
+
+
+# --- the student version ------------------------------------------------------------------------
+
+
+@every_lesson
+def test_the_student_version_holds_no_revealed_answer(number):
+    version = student(lesson(number))
+    source = "\n".join(cell.source for cell in code(version))
+    assert "reveal(" not in source
+    assert "<summary>Answer" not in nbformat.writes(version)
+    for one in asked(version):
+        assert version.cells[one.answer].outputs == version.cells[one.check].outputs == []
+        answer = getattr(one.question, "answer", None)
+        if answer is not None:
+            assert f"def {answer.__name__}(" not in source or answer.__name__ == one.names[0]
+
+
+@every_lesson
+def test_what_is_left_out_is_replaced_and_the_lesson_itself_is_not_touched(number):
+    original = lesson(number)
+    before = nbformat.writes(original)
+    version = student(original)
+    assert nbformat.writes(original) == before
+    by_id = {cell.id: cell for cell in version.cells}
+    for cell in original.cells:
+        assert "student" not in by_id.get(cell.id, cell).metadata or cell.id not in by_id
+        for old, new in cell.metadata.get("student", ()):
+            assert old not in by_id[cell.id].source
+            assert new in by_id[cell.id].source
+            assert not by_id[cell.id].get("outputs")
+        if "answer" in cell.metadata.get("tags", ()):
+            assert by_id[cell.id].source == HIDDEN
+            assert by_id[cell.id].outputs == cell.outputs
+    for cell in code(version):
+        ast.parse(cell.source)
+
+
+def test_a_passage_that_is_not_there_is_named():
+    broken = lesson("01")
+    (cell,) = (c for c in broken.cells if "student" in c.metadata)
+    cell.source = cell.source.replace("sigmoid", "tanh")
+    with pytest.raises(ValueError, match=rf"Cell {cell.id} must hold the passage .* not 0 times"):
+        student(broken)
+
+
+@lessons_but(*TRANSFORMERS)
+def test_as_released_no_exercise_has_a_point(number):
+    marks = mark.mark(student(lesson(number)), KEY)
+    assert [m.points for m in marks if m.points is not None] == [0] * (
+        len(marks) - any(m.exercise == "capstone" for m in marks)
+    )
+    assert all("Not attempted" in m.verdict for m in marks if m.points is not None)
+
+
+@lessons_but(*TRANSFORMERS)
+def test_no_function_of_a_student_version_answers_an_exercise(number):
+    """Each function that stands in an ordinary cell is tried as an answer."""
+    version = student(lesson(number))
+    namespace = {"__name__": "lesson"}
+    for cell in code(version):
+        mark._run(cell, namespace, whole=False)
+    questions = [one for one in asked(version) if isinstance(one.question, Exercise)]
+    names = {name for cell in code(version) for name in bound(cell)}
+    mine = [f for n, f in namespace.items() if n in names and callable(f)]
+    functions = [f for f in mine if not f.__module__.startswith("ewc_tutorial.")]
+    for one in questions if number not in TRAINED else ():
+        case = one.question.drawn(5)[0]
+        for function in functions:
+            with suppress(TypeError, ValueError):
+                inspect.signature(function).bind(*case)
+                assert not one.question.judge(function, seed=5), (one.name, function)
+
+
+def test_a_tag_is_needed_where_it_stands():
+    """The readers' list of answers in ordinary cells: each of these expressions is one."""
+    for number, answer in {
+        "01": "(p * (1 - p) * x_a.T**2).mean(1)",
+        "02": "p[:, [c]] * scores(theta, x, torch.full_like(y, c)).square()",
+        "03": "lam * fisher[name] * (theta - ewc.anchor[name])",
+        "04": "(F1 / F1.sum()) * (F2 / F2.sum())",
+        "07": "logits.exp() / logits[:, active].exp().sum(dim=1, keepdim=True)",
+        "09": "g.sum(0) ** 2",
+        "13": "U_g @ (U_g.T @ offset @ U_a",
+    }.items():
+        original = lesson(number)
+        assert any(answer in cell.source for cell in code(original)), number
+        assert not any(answer in cell.source for cell in student(original).cells), number
+
+
+# --- the assignment -------------------------------------------------------------------------------
+
+
+@lessons_but(*TRAINED, *TRANSFORMERS)
+def test_the_solutions_of_the_assignment_have_all_points(number):
+    marks = mark.mark(assignment(lesson(number), KEY), KEY)
+    assert [m.points for m in marks] == [None if m.exercise == "capstone" else m.of for m in marks]
+
+
+@every_lesson
+def test_the_assignment_is_nbgraders_and_keeps_the_stub_outside_of_the_solution(number):
+    version = assignment(lesson(number), KEY)
+    nbformat.validate(version)
+    graded = [c for c in version.cells if c.metadata.get("nbgrader", {}).get("grade")]
+    questions = asked(lesson(number))
+    assert [c.metadata.nbgrader.points for c in graded] == [one.points for one in questions]
+    ids = [c.metadata.nbgrader.grade_id for c in version.cells if "nbgrader" in c.metadata]
+    assert len(ids) == len(set(ids))
+    for cell in version.cells:
+        roles = cell.metadata.get("nbgrader", {})
+        assert ("### BEGIN SOLUTION" in cell.source) == roles.get("solution", False)
+        hidden = roles.get("grade", False) and not roles["solution"]
+        assert ("### BEGIN HIDDEN TESTS" in cell.source) == hidden == roles.get("locked", False)
+    stubs = {c.id: c.source for c in student(lesson(number)).cells}
+    for cell in version.cells:
+        head, mark_, rest = cell.source.partition("\n### BEGIN SOLUTION")
+        if mark_:
+            left = head.rstrip("\n") + rest.partition("### END SOLUTION")[2]
+            assert left == stubs[cell.id]
+
+
+def test_hidden_cases_are_others_for_another_key_and_the_same_for_the_same():
+    assert mark.seeds("accuracy", "one") == mark.seeds("accuracy", "one")
+    assert not set(mark.seeds("accuracy", "one")) & set(mark.seeds("accuracy", "two"))
+    assert not set(mark.seeds("accuracy", "one")) & set(mark.seeds("forgetting", "one"))
+    assert min(mark.seeds("accuracy", "one")) >= 1000  # nobody checks so often
+
+
+# --- four submissions -----------------------------------------------------------------------------
+
+#: Short to run: nothing is trained for its exercises, and one of them is a prediction.
+LESSON = "14"
+POINTS = {"full": [2, 1, 2], "empty": [0, 0, 0], "wrong": [0, 1, 0], "hard-coded": [0, 1, 0]}
+
+
+def typed_in(exercise: Exercise, name: str) -> str:
+    """Return a cell that answers the shown cases with constants, one after the other."""
+    torch.set_printoptions(precision=8, threshold=10_000)
+    answers = [exercise.answer(*case) for case in exercise.drawn(0)]
+    torch.set_printoptions(profile="default")
+    shown = repr(answers).replace("tensor(", "torch.tensor(")
+    return f"answers = iter({shown})\n\n\ndef {name}(*_):\n    return next(answers)"
+
+
+def submissions(released: nbformat.NotebookNode) -> dict[str, nbformat.NotebookNode]:
+    """Return the lesson as four students hand it in."""
+    questions = asked(released)
+    solved = {c.id: c.source for c in assignment(lesson(LESSON), "another key").cells}
+    found = {}
+    for who in POINTS:
+        found[who] = nbformat.from_dict(json.loads(nbformat.writes(released)))
+        for one in questions:
+            cell = found[who].cells[one.answer]
+            function = isinstance(one.question, Exercise)
+            if who == "full":
+                cell.source = solved[cell.id]
+            elif who == "wrong":
+                wrong = f"def {one.names[0]}(*_):\n    return 0.0"
+                cell.source = wrong if function else f"{one.names[0]} = 12"
+            elif who == "hard-coded":
+                name = one.names[0]
+                cell.source = typed_in(one.question, name) if function else f"{name} = 76.9"
+    return found
+
+
+@pytest.mark.slow
+def test_the_command_marks_four_submissions(tmp_path, capfd):
+    released = student(lesson(LESSON))
+    paths = []
+    for who, submission in submissions(released).items():
+        paths.append(tmp_path / f"{who}.ipynb")
+        nbformat.write(submission, paths[-1])
+    assert mark.main([*map(str, paths), "--key", KEY]) == 0
+    rows = list(csv.DictReader(io.StringIO(capfd.readouterr().out)))
+    found = {who: [] for who in POINTS}
+    for row in rows:
+        found[Path(row["submission"]).stem].append(int(row["points"]))
+    assert found == POINTS
+    assert {row["of"] for row in rows if row["exercise"] == "held_against"} == {"2"}
+    # The typed-in answers are right on the cases that the student has seen.
+    namespace = {"torch": torch}
+    exec(submissions(released)["hard-coded"].cells[asked(released)[0].answer].source, namespace)
+    assert EXERCISES["path_importance"].judge(namespace["path_importance"], seed=0)
+
+
+@pytest.mark.slow
+def test_a_submission_that_borrows_hangs_or_dies_harms_nobody(tmp_path, capfd):
+    released = student(lesson(LESSON))
+    first = asked(released)[0]
+    for who, source in {
+        "borrows": "from ewc_tutorial.course import reference\n\n"
+        "def path_importance(*all):\n    return reference.path_importance(*all)",
+        "hangs": "def path_importance(*_):\n    while True:\n        pass",
+        "dies": "import os\n\ndef path_importance(*_):\n    os._exit(0)",
+        "raises": "path_importance = undefined_name",
+    }.items():
+        released.cells[first.answer].source = source
+        path = tmp_path / f"{who}.ipynb"
+        nbformat.write(released, path)
+        limit = "5" if who == "hangs" else "120"
+        mark.main([str(path), "--format", "json", "--timeout", limit])
+        (found,) = json.loads(capfd.readouterr().out)
+        assert (found["points"], found["of"]) == (0, 5)
+        says = {
+            "borrows": "calls the package's own",
+            "hangs": "Not done after 5 s",
+            "dies": "ended the program",
+            "raises": "NameError: name 'undefined_name'",
+        }
+        assert says[who] in found["exercises"][0]["verdict"]
+
+
+def test_a_file_that_is_no_lesson_is_named(tmp_path, capsys):
+    path = tmp_path / "mine.ipynb"
+    nbformat.write(nbformat.v4.new_notebook(cells=[nbformat.v4.new_markdown_cell("# 2 · x")]), path)
+    with pytest.raises(SystemExit):
+        mark.main([str(path)])
+    assert "mine.ipynb: The notebook has no title" in capsys.readouterr().err
+    assert number_of(lesson("03")) == "03"
+
+
+@pytest.mark.slow
+def test_nbgrader_marks_the_same_submissions_from_end_to_end(tmp_path):
+    pytest.importorskip("nbgrader", reason="nbgrader is not installed: the extra `classroom`")
+    (path,) = LESSONS.glob(f"{LESSON}_*.ipynb")
+    key = build(tmp_path, [path])
+    assert build(tmp_path, [path]) == key
+    course, name = tmp_path / "course", path.stem
+    release(course, [name])
+    released = nbformat.read(course / "release" / name / path.name, as_version=4)
+    text = nbformat.writes(released)
+    assert key not in text
+    assert "SOLUTION" not in text
+    assert "HIDDEN" not in text
+    for who, submission in submissions(released).items():
+        if who == "wrong":  # who takes the tests away gets them back
+            for cell in submission.cells:
+                if cell.metadata.get("nbgrader", {}).get("locked"):
+                    cell.source = "pass"
+        folder = course / "submitted" / who / name
+        folder.mkdir(parents=True)
+        nbformat.write(submission, folder / path.name)
+    for line in (["autograde", name], ["generate_feedback", name], ["export", "--to=grades.csv"]):
+        nbgrader(course, *line)
+    with (course / "grades.csv").open() as file:
+        rows = {row["student_id"]: row for row in csv.DictReader(file)}
+    assert {who: float(rows[who]["score"]) for who in POINTS} == {
+        who: sum(points) for who, points in POINTS.items()
+    }
+    assert {float(row["max_score"]) for row in rows.values()} == {5.0}
+    feedback = (course / "feedback" / "hard-coded" / name / f"{name}.html").read_text()
+    assert "✓ Right" in feedback  # by the check that the student saw
+    assert "AssertionError" in feedback
+
+
+def nbgrader(course: Path, *line: str) -> None:
+    scripts = str(Path(sys.executable).parent)
+    environment = os.environ | {
+        "PATH": os.pathsep.join([scripts, os.environ["PATH"]]),
+        "PYTHONPATH": str(ROOT),
+        "JUPYTER_PREFER_ENV_PATH": "1",
+    }
+    done = subprocess.run(
+        [sys.executable, "-m", "nbgrader", *line],
+        cwd=course, env=environment, capture_output=True, text=True, timeout=300,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+
+
+def test_the_squares_of_every_sample_are_those_of_a_loop():
+    from ewc_tutorial.course import mlp
+    from ewc_tutorial.course.squares import expected_squares
+
+    model = mlp(4, [3], 3, seed=0).double()
+    x = torch.randn(5, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    wanted = np.zeros((5, sum(p.numel() for p in model.parameters())))
+    for n in range(5):
+        p = model(x[n : n + 1]).softmax(1)[0]
+        for c in range(3):
+            g = torch.autograd.grad(p[c].log(), list(model.parameters()), retain_graph=True)
+            flat = torch.cat([part.flatten() for part in g])
+            wanted[n] += (p[c] * flat**2).detach().numpy()
+    assert np.allclose(expected_squares(model, x), wanted, rtol=1e-10)
