@@ -99,6 +99,19 @@ def test_workflows_are_what_github_reads(file):
             assert (ROOT / script).exists() or script.startswith("$")
 
 
+def test_issue_forms_are_what_github_reads():
+    *forms, config = sorted(
+        (ROOT / ".github" / "ISSUE_TEMPLATE").glob("*.yml"), key=lambda file: file.stem == "config"
+    )
+    assert len(forms) == 3
+    for file in forms:
+        fits_schema("github-issue-forms", file)
+    fits_schema("github-issue-config", config)
+    commands = (ROOT / ".github" / "pull_request_template.md").read_text(encoding="utf-8")
+    for command in re.findall(r"`make (\w+)", commands):
+        assert command in make.COMMANDS
+
+
 def test_the_citation_is_what_its_readers_read(project):
     file = ROOT / "CITATION.cff"
     fits_schema("citation-file-format", file)
