@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Callable, Dict, List, NamedTuple, Optional, Tuple
 
 ROOT = Path(__file__).resolve().parent
-VENV = ROOT / ".venv"
+VENV = Path(os.environ.get("EWC_TUTORIAL_VENV") or ROOT / ".venv")  # the Dockerfile sets it
 OLDEST = (3, 11)
 #: The newest Python and the oldest macOS that there are wheels of the pinned PyTorch for.
 PINS_NEWEST = (3, 14)

@@ -19,7 +19,7 @@ import make
 ROOT = Path(__file__).resolve().parent.parent
 CONDA_NAMES = {"torch": "pytorch", "soundfile": "pysoundfile", "soxr": "soxr-python"}
 #: Installed by `make lab`, beside the dependencies.
-READER_GROUPS = ("course", "huggingface", "speech")
+READER_GROUPS = ("lessons", "course", "huggingface", "speech")
 
 
 def requirements(group: list[str]) -> dict[str, str]:
@@ -42,7 +42,7 @@ def constraints() -> dict[str, str]:
 @pytest.fixture(scope="module")
 def environment() -> tuple[list[str], list[str]]:
     """Return what conda installs itself, and what it hands to pip."""
-    conda = yaml.safe_load((ROOT / "environment.yml").read_text())["dependencies"]
+    conda = yaml.safe_load((ROOT / "binder" / "environment.yml").read_text())["dependencies"]
     (by_pip,) = (line["pip"] for line in conda if isinstance(line, dict))
     return [line for line in conda if isinstance(line, str)], by_pip
 
@@ -67,7 +67,7 @@ def test_pip_reads_its_part_of_the_environment(environment, tmp_path, monkeypatc
     from pip._internal.req import parse_requirements
     from pip._internal.req.constructors import install_req_from_parsed_requirement as understood
 
-    monkeypatch.chdir(ROOT)
+    monkeypatch.chdir(ROOT / "binder")
     _, by_pip = environment
     file = tmp_path / "condaenv.requirements.txt"
     file.write_text("\n".join(by_pip))
@@ -97,6 +97,19 @@ def test_workflows_are_what_github_reads(file):
             assert command in make.COMMANDS
         for script in re.findall(r"^\S*/\S+", "\n".join(lines), flags=re.M):
             assert (ROOT / script).exists() or script.startswith("$")
+
+
+def test_issue_forms_are_what_github_reads():
+    *forms, config = sorted(
+        (ROOT / ".github" / "ISSUE_TEMPLATE").glob("*.yml"), key=lambda file: file.stem == "config"
+    )
+    assert len(forms) == 3
+    for file in forms:
+        fits_schema("github-issue-forms", file)
+    fits_schema("github-issue-config", config)
+    commands = (ROOT / ".github" / "pull_request_template.md").read_text(encoding="utf-8")
+    for command in re.findall(r"`make (\w+)", commands):
+        assert command in make.COMMANDS
 
 
 def test_the_citation_is_what_its_readers_read(project):
