@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
+DOCKERFILE = str(ROOT / "docker" / "Dockerfile")
 ASKED = "EWC_TUTORIAL_IMAGES"
 CHECK = (
     "import torch, ewc_tutorial.course, ewc_tutorial.speech; "
@@ -46,7 +47,7 @@ def answers(address: str) -> str:
 
 @pytest.mark.timeout(2400)
 def test_the_image_of_the_course_has_both_commands_and_the_service():
-    docker("build", "--target", "course", "--tag", "ewc-course", str(ROOT), seconds=2000)
+    docker("build", "--file", DOCKERFILE, "--target", "course", "--tag", "ewc-course", str(ROOT), seconds=2000)
     docker("run", "--rm", "ewc-course", "python", "-c", CHECK)
     # `make test` would find nothing to install, and runs.
     once = "from make import *; set_up('test', False, ''); print(len(COMMANDS))"
@@ -66,7 +67,7 @@ def test_the_image_of_the_course_has_both_commands_and_the_service():
 
 @pytest.mark.timeout(1200)
 def test_the_image_of_the_service_answers():
-    docker("build", "--tag", "ewc-speech", str(ROOT), seconds=1000)
+    docker("build", "--file", DOCKERFILE, "--tag", "ewc-speech", str(ROOT), seconds=1000)
     docker(
         "run", "--rm", "--entrypoint=python", "ewc-speech", "-c", CHECK.replace("course", "files")
     )

@@ -20,7 +20,7 @@ from ewc_tutorial.course import address
 ROOT = Path(__file__).resolve().parent.parent
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 HERE = "https://github.com/someone/ewc"
-DOCKERFILE = (ROOT / "Dockerfile").read_text(encoding="utf-8")
+DOCKERFILE = (ROOT / "docker" / "Dockerfile").read_text(encoding="utf-8")
 #: Those properties of https://containers.dev/implementors/json_reference/ that the file may use.
 PROPERTIES = {
     "name", "build", "remoteUser", "postCreateCommand", "forwardPorts", "portsAttributes",
@@ -33,7 +33,7 @@ def test_the_dev_container_asks_for_what_the_dockerfile_has():
     container = json.loads((folder / "devcontainer.json").read_text(encoding="utf-8"))
     assert container.keys() <= PROPERTIES
     build = container["build"]
-    assert (folder / build["dockerfile"]).resolve() == ROOT / "Dockerfile"
+    assert (folder / build["dockerfile"]).resolve() == ROOT / "docker" / "Dockerfile"
     assert (folder / build["context"]).resolve() == ROOT
     stage = re.search(
         rf"^FROM base AS {build['target']}$(.*?)(?=^FROM|\Z)", DOCKERFILE, re.M | re.S
@@ -64,7 +64,7 @@ def test_make_takes_the_environment_of_the_image_and_its_own_elsewhere():
 
 
 def test_binder_makes_the_conda_environment_and_not_the_speech_service(monkeypatch):
-    """A Dockerfile beside the README is what repo2docker would build if there were no binder/."""
+    """A Dockerfile beside the README, or in a folder binder/, is what repo2docker would build."""
     pytest.importorskip("docker", reason="repo2docker is not installed (there is none for Windows)")
     app = pytest.importorskip("repo2docker.app", reason="repo2docker is not installed")
     monkeypatch.chdir(ROOT)
@@ -72,17 +72,17 @@ def test_binder_makes_the_conda_environment_and_not_the_speech_service(monkeypat
     pack = next(pack for pack in packs if pack.detect())
     assert type(pack).__name__ == "CondaBuildPack"
     assert pack.python_version == "3.13"
-    assert pack.environment_yaml == yaml.safe_load((ROOT / "binder/environment.yml").read_text())
+    assert pack.environment_yaml == yaml.safe_load((ROOT / "environment.yml").read_text())
     # The environment holds this package, so the repository has to be there before it.
     assert not pack._should_preassemble_env
     (made,) = (script for _, script in pack.get_assemble_scripts() if "env update" in script)
-    assert '--file "binder/environment.yml"' in made
-    assert pack.get_post_build_scripts() == ["binder/postBuild"]
+    assert '--file "environment.yml"' in made
+    assert pack.get_post_build_scripts() == ["postBuild"]
 
 
 @pytest.mark.skipif(shutil.which("bash") is None, reason="bash is not installed")
 def test_what_binder_runs_last_can_run(tmp_path):
-    script = ROOT / "binder" / "postBuild"
+    script = ROOT / "postBuild"
     if os.name == "posix":
         assert os.access(script, os.X_OK)
     for name in ("python", "jupyter"):  # programs that note how they were called

@@ -42,7 +42,7 @@ def constraints() -> dict[str, str]:
 @pytest.fixture(scope="module")
 def environment() -> tuple[list[str], list[str]]:
     """Return what conda installs itself, and what it hands to pip."""
-    conda = yaml.safe_load((ROOT / "binder" / "environment.yml").read_text())["dependencies"]
+    conda = yaml.safe_load((ROOT / "environment.yml").read_text())["dependencies"]
     (by_pip,) = (line["pip"] for line in conda if isinstance(line, dict))
     return [line for line in conda if isinstance(line, str)], by_pip
 
@@ -67,7 +67,7 @@ def test_pip_reads_its_part_of_the_environment(environment, tmp_path, monkeypatc
     from pip._internal.req import parse_requirements
     from pip._internal.req.constructors import install_req_from_parsed_requirement as understood
 
-    monkeypatch.chdir(ROOT / "binder")
+    monkeypatch.chdir(ROOT)
     _, by_pip = environment
     file = tmp_path / "condaenv.requirements.txt"
     file.write_text("\n".join(by_pip))

@@ -20,7 +20,7 @@ pytest.importorskip("pydantic_settings", reason="the group 'speech' is not insta
 from ewc_tutorial.speech.settings import PREFIX, Settings, read_settings
 
 ROOT = Path(__file__).resolve().parents[2]
-DOCKERFILE = ROOT / "Dockerfile"
+DOCKERFILE = ROOT / "docker" / "Dockerfile"
 COMPOSE = yaml.safe_load((ROOT / "compose.yaml").read_text(encoding="utf-8"))
 
 
