@@ -35,6 +35,8 @@ SLOW_TESTS = ("browser", "speech", "wheel")
 UNIT_TESTS = ("tests", *("--ignore=tests/" + folder for folder in SLOW_TESTS))
 # A cell of a lesson takes at most about 15 s; slow machines get some slack.
 NBVAL = ("--nbval-lax", "--nbval-current-env", "--nbval-cell-timeout=300")
+# A notebook has one kernel, a file's tests share servers: each is one process's work from end to end.
+TWO_AT_ONCE = ("-n", "2", "--dist", "loadfile")
 
 Line = List[str]
 
@@ -76,8 +78,8 @@ def test(_: Line) -> List[Line]:
     slow = ["tests/" + folder for folder in SLOW_TESTS]
     return [
         *check([]),
-        ["pytest", "-m", "slow", *UNIT_TESTS],
-        ["pytest", *NBVAL, "notebooks", *slow],
+        ["pytest", *TWO_AT_ONCE, "-m", "slow", *UNIT_TESTS],
+        ["pytest", *TWO_AT_ONCE, *NBVAL, "notebooks", *slow],
     ]
 
 
