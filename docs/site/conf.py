@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import tomllib
 from importlib.util import find_spec
 from pathlib import Path
@@ -13,8 +14,8 @@ from sphinx.application import Sphinx
 
 ROOT = Path(__file__).resolve().parents[2]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-#: Set once in pyproject.toml; as long as it is not, nothing links to a repository.
-REPOSITORY = PROJECT.get("urls", {}).get("Repository")
+#: Set once in pyproject.toml, and by the workflow that publishes the site; where it is not, nothing links to a repository.
+REPOSITORY = os.environ.get("EWC_TUTORIAL_REPOSITORY") or PROJECT.get("urls", {}).get("Repository")
 MATHJAX = Path(find_spec("sphinx-mathjax-offline").origin).parent / "static" / "mathjax"
 
 project = "EWC Tutorial"
@@ -70,7 +71,9 @@ if REPOSITORY:
     }
 
 WIDGET = "application/vnd.jupyter.widget-view+json"
-SLIDER = "<p>Here a notebook that runs has a slider; the next figure shows some of its positions.</p>"
+SLIDER = (
+    "<p>Here a notebook that runs has a slider; the next figure shows some of its positions.</p>"
+)
 LAB = '<p>Here a notebook that runs has the lab; <a href="../lab.html">this page</a> trains it, too.</p>'
 
 
