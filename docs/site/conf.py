@@ -14,7 +14,8 @@ from sphinx.application import Sphinx
 
 ROOT = Path(__file__).resolve().parents[2]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-#: Set once in pyproject.toml, and by the workflow that publishes the site; where it is not, nothing links to a repository.
+#: Set once, in pyproject.toml; the workflow that publishes the site knows it. Where it is not set,
+#: nothing links to a repository.
 REPOSITORY = os.environ.get("EWC_TUTORIAL_REPOSITORY") or PROJECT.get("urls", {}).get("Repository")
 MATHJAX = Path(find_spec("sphinx-mathjax-offline").origin).parent / "static" / "mathjax"
 
@@ -72,9 +73,11 @@ if REPOSITORY:
 
 WIDGET = "application/vnd.jupyter.widget-view+json"
 SLIDER = (
-    "<p>Here a notebook that runs has a slider; the next figure shows some of its positions.</p>"
+    "<p>In a running notebook here is a slider; the next figure shows some of its positions.</p>"
 )
-LAB = '<p>Here a notebook that runs has the lab; <a href="../lab.html">this page</a> trains it, too.</p>'
+LAB = (
+    '<p>In a running notebook here is the lab; <a href="../lab.html">this page</a> has it, too.</p>'
+)
 
 
 def without_kernel(app: Sphinx, page: str, content: list[str]) -> None:
