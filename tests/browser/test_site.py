@@ -25,7 +25,7 @@ LESSONS = sorted(path.stem for path in (ROOT / "notebooks").glob("[0-9]*.ipynb")
 #: One page of each kind, as far as possible a short one.
 KINDS = (
     "index", "notebooks/14_which_importance", "notebooks/notation", "api/unlearning", "search",
-    "lab", "lambda_lab",
+    "lab", "lambda_lab", *(["docs/glossary"] if (ROOT / "docs" / "glossary.md").exists() else []),
 )  # fmt: skip
 
 
