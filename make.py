@@ -116,6 +116,11 @@ COMMANDS: Dict[str, Command] = {
         "all",
         module("ewc_tutorial.course.explorer.page", "build/lambda_lab.html"),
     ),
+    "site": Command(
+        "Write build/site, the course as web pages: no server, no network",
+        "site",
+        module("docs.site.build", "build/site"),
+    ),
     "test": Command("Set up and run every test, notebooks included", "test", test),
     "check": Command("Lint and unit tests alone", "test", check),
     "notebooks": Command(

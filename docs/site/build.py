@@ -66,9 +66,9 @@ def build(site: Path) -> int:
     work = site.with_name(site.name + "-work")
     gather(work / "pages")
     write_lab(work / "extra" / "lambda_lab.html")
-    options = ["--quiet", "--fail-on-warning", "--conf-dir", str(HERE), "-d", str(work / "doctrees")]
-    extra = ["-D", f"html_extra_path={work / 'extra'}"]
-    return build_main([*options, *extra, str(work / "pages"), str(site)])
+    options = ["--quiet", "--fail-on-warning", "--conf-dir", str(HERE)]
+    options += ["-D", f"html_extra_path={work / 'extra'}", "-d", str(work / "doctrees")]
+    return build_main([*options, str(work / "pages"), str(site)])
 
 
 def main() -> None:

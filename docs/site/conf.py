@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
+import os
 import tomllib
-from base64 import b64decode
 from importlib.util import find_spec
 from pathlib import Path
 
 from docutils import nodes
+from PIL import Image
 from sphinx.application import Sphinx
 
 ROOT = Path(__file__).resolve().parents[2]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-#: Set once in pyproject.toml; as long as it is not, nothing links to a repository.
-REPOSITORY = PROJECT.get("urls", {}).get("Repository")
+#: Set once, in pyproject.toml; the workflow that publishes the site knows it. Where it is not set,
+#: nothing links to a repository.
+REPOSITORY = os.environ.get("EWC_TUTORIAL_REPOSITORY") or PROJECT.get("urls", {}).get("Repository")
 MATHJAX = Path(find_spec("sphinx-mathjax-offline").origin).parent / "static" / "mathjax"
 
 project = "EWC Tutorial"
@@ -51,7 +52,9 @@ html_title = project
 html_static_path = [str(Path(__file__).parent / "site.css"), str(MATHJAX / "tex-svg.js")]
 html_css_files = ["site.css"]
 mathjax_path = "tex-svg.js"
+html_context = {"default_mode": "auto"}
 html_theme_options = {
+    "navbar_persistent": [],
     "use_download_button": True,
     "use_fullscreen_button": False,
     "show_toc_level": 2,
@@ -67,3 +70,38 @@ if REPOSITORY:
             "notebook_interface": "jupyterlab",
         },
     }
+
+WIDGET = "application/vnd.jupyter.widget-view+json"
+SLIDER = (
+    "<p>In a running notebook here is a slider; the next figure shows some of its positions.</p>"
+)
+LAB = (
+    '<p>In a running notebook here is the lab; <a href="../lab.html">this page</a> has it, too.</p>'
+)
+
+
+def without_kernel(app: Sphinx, page: str, content: list[str]) -> None:
+    """Say what stands in place of a widget, and leave out marks that are for the tests."""
+    if app.env.doc2path(page).suffix != ".ipynb":
+        return
+    notebook = json.loads(content[0])
+    for cell in notebook["cells"]:
+        if cell["cell_type"] == "code":
+            cell["source"] = [line for line in cell["source"] if "NBVAL_CHECK_OUTPUT" not in line]
+            for output in cell["outputs"]:
+                if WIDGET in output.get("data", {}):
+                    lab = "lambda_lab(" in "".join(cell["source"])
+                    output["data"] = {"text/html": LAB if lab else SLIDER}
+    content[0] = json.dumps(notebook)
+
+
+def add_descriptions(app: Sphinx, page: nodes.document) -> None:
+    """Give each figure of a lesson its alternative text, which its PNG carries."""
+    for image in page.findall(nodes.image):
+        if "alt" not in image:
+            image["alt"] = Image.open(Path(app.srcdir) / image["uri"]).text["Description"]
+
+
+def setup(app: Sphinx) -> None:
+    app.connect("source-read", without_kernel)
+    app.connect("doctree-read", add_descriptions)

@@ -153,8 +153,8 @@ def fisher_factors(
     A as any others.
 
     Args:
-        model, data, n_samples, batch_size, likelihood, generator, progress, classes, ignore_index,
-            variance, class_dim, distributed: as for :func:`fisher_diagonal`.
+        model, data, n_samples, batch_size, likelihood, generator: as for :func:`fisher_diagonal`.
+        progress, classes, ignore_index, variance, class_dim, distributed: as there.
         layers: names of the weights of linear layers and of convolutions without groups, each with
             the name of its bias, or None to leave that to the diagonal. Several uses of a weight
             are further positions.
