@@ -15,7 +15,7 @@ COPY ewc_tutorial ewc_tutorial
 # The address of a package index with PyTorch for the CPU alone makes the image 4 GB smaller.
 ARG TORCH_INDEX=""
 RUN pip install --no-cache-dir --constraint constraints.txt ${TORCH_INDEX:+--index-url="$TORCH_INDEX"} torch \
-    && pip install --no-cache-dir --constraint constraints.txt ".[speech]"
+    && pip install --no-cache-dir --constraint constraints.txt ".[speech-hosts]"
 
 USER 1000
 # Downloaded models are kept with the data.

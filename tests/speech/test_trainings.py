@@ -139,7 +139,7 @@ def slowed(function):
 
 
 def test_a_request_does_not_give_up_a_training_that_is_about_to_begin(service, monkeypatch):
-    monkeypatch.setattr(service.jobs, "queue", slowed(service.jobs.queue))
+    monkeypatch.setattr(service.jobs, "claim", slowed(service.jobs.claim))
     with ThreadPoolExecutor() as pool:
         first = pool.submit(service.trainings.request, TrainRequest())
         wait_for(service.jobs.unfinished)
