@@ -42,7 +42,7 @@ class Service:
         self._stopping = threading.Event()
         self._alone: Alone | None = None
         self._lock = lock_folder(settings.data, "server.lock")
-        database = self._index_alone()
+        self._database = database = self._index_alone()
         self.corrections = Corrections(
             settings.data, database, settings.max_bytes, settings.max_seconds
         )
@@ -109,6 +109,7 @@ class Service:
         self.trainings.runner.stop()
         if self._alone is not None:
             self._alone.stop()
+        self._database.close()
         self._lock.close()
 
     @property

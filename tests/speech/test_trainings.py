@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 
@@ -51,8 +52,10 @@ def processes(monkeypatch, tmp_path):
 
 
 @pytest.fixture
-def service(tmp_path, settings, new_speech, processes):
-    read = Settings(**settings | {"data": tmp_path / "data", "steps": None})
+def service(tmp_path, settings, new_speech, processes, indexes):
+    place = indexes.place(tmp_path / "data")
+    database = None if isinstance(place, Path) else place
+    read = Settings(**settings | {"data": tmp_path / "data", "database": database, "steps": None})
     read.data.mkdir()
     prepare(read)
     running = Service(read)
