@@ -1,43 +1,55 @@
-"""Starts the service with uvicorn: ``python -m ewc_tutorial.speech``."""
+"""Starts the service with uvicorn: ``python -m ewc_tutorial.speech``; with ``worker`` behind it,
+a worker for the trainings of one on another machine."""
 
 from __future__ import annotations
 
 import os
 import socket
-import sqlite3
+import sys
 import tempfile
 
 from ewc_tutorial.speech import logs
 from ewc_tutorial.speech.app import create_app
 from ewc_tutorial.speech.base import prepare
-from ewc_tutorial.speech.disk import disk_problem
-from ewc_tutorial.speech.errors import AlreadyServedError, UnusableModelError
+from ewc_tutorial.speech.disk import DISK_ERRORS, disk_problem
+from ewc_tutorial.speech.errors import AlreadyServedError, UnusableIndexError, UnusableModelError
 from ewc_tutorial.speech.server import serve
 from ewc_tutorial.speech.service import Service
 from ewc_tutorial.speech.settings import Settings, read_settings
 
 
 def main() -> None:
+    if sys.argv[1:] not in ([], ["worker"]):
+        raise SystemExit("python -m ewc_tutorial.speech takes no argument, or the word worker.")
     settings = read_settings()
     logs.set_up(settings.log_format)
     # Recordings of people and the index are for this user alone.
     os.umask(0o077)
     try:
+        if sys.argv[1:]:
+            _work(settings)
+            return
         service = Service(settings)  # holds the folder's lock from here on
         # Parts of uploads lie where they are for this user alone and are swept away after a kill.
         tempfile.tempdir = str(service.corrections.incoming)
         prepare(settings)
         listening = _listen(settings)
         service.start()
-    except (AlreadyServedError, UnusableModelError) as error:
+    except (AlreadyServedError, UnusableIndexError, UnusableModelError) as error:
         raise SystemExit(str(error)) from None
-    except (OSError, sqlite3.Error) as error:
+    except DISK_ERRORS as error:
         raise SystemExit(f"{settings.data}: {disk_problem(error)[1]}") from None
     host, port = listening.getsockname()[:2]
     shown = f"[{host}]" if ":" in host else host
     # The first line on the standard output: programs that start the service wait for it.
     print(f"Speech corrections: http://{shown}:{port}/docs", flush=True)
     serve(create_app(settings, service), listening)
+
+
+def _work(settings: Settings) -> None:
+    from ewc_tutorial.speech.attending import attend
+
+    attend(settings)
 
 
 def _listen(settings: Settings) -> socket.socket:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import sqlite3
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
@@ -15,7 +14,8 @@ from fastapi.security import HTTPBearer
 from fastapi_offline import FastAPIOffline
 
 from ewc_tutorial.speech import routes
-from ewc_tutorial.speech.disk import disk_problem
+from ewc_tutorial.speech.database import cause
+from ewc_tutorial.speech.disk import DISK_ERRORS, disk_problem
 from ewc_tutorial.speech.errors import RefusedError
 from ewc_tutorial.speech.gate import Gate
 from ewc_tutorial.speech.metrics import Counting, Metrics
@@ -68,7 +68,7 @@ def create_app(settings: Settings, service: Service | None = None) -> FastAPI:
         )
     app.add_exception_handler(RefusedError, _refused)
     app.add_exception_handler(RequestValidationError, _invalid)
-    for kind in (OSError, sqlite3.Error):
+    for kind in DISK_ERRORS:
         app.add_exception_handler(kind, _no_disk)
     routes.add_health(app)
     for add in (
@@ -92,7 +92,7 @@ async def _refused(request: Request, error: RefusedError) -> JSONResponse:
 
 async def _no_disk(request: Request, error: Exception) -> JSONResponse:
     """Answer when files or the index cannot be read or written."""
-    _log.error("%s %s: %s", request.method, request.url.path, error)
+    _log.error("%s %s: %s", request.method, request.url.path, cause(error))
     status, sentence = disk_problem(error)
     return JSONResponse({"detail": sentence}, status, {"Retry-After": _RETRY_SECONDS})
 

@@ -17,16 +17,18 @@ import json
 import logging
 import os
 import shutil
-import sqlite3
 import uuid
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from sqlalchemy.exc import IntegrityError
+
 from ewc_tutorial import files
 from ewc_tutorial.speech import audio, convert
-from ewc_tutorial.speech.database import Database
+from ewc_tutorial.speech.database import Database, is_lost
+from ewc_tutorial.speech.disk import DISK_ERRORS
 from ewc_tutorial.speech.errors import RefusedError
 from ewc_tutorial.speech.folders import TEXT_NAME
 from ewc_tutorial.speech.index import Correction, Index, now
@@ -119,8 +121,9 @@ class Corrections:
             return known, True
         try:
             return self.enter(final, written, text, text if sent is None else sent, {})
-        except (sqlite3.Error, OSError):
-            shutil.rmtree(final, ignore_errors=True)  # the sender hears that it is not kept
+        except DISK_ERRORS as error:
+            if not is_lost(error):  # the index may have it then, and the next start looks
+                shutil.rmtree(final, ignore_errors=True)  # the sender hears that it is not kept
             raise
 
     def _write(
@@ -186,7 +189,7 @@ class Corrections:
         }  # fmt: skip
         try:
             return self.index.enter(row, lambda correction: write_about(folder, correction)), True
-        except sqlite3.IntegrityError:
+        except IntegrityError:
             there = self.index.find(written.sha256, text)
             if there is None:
                 raise
@@ -220,7 +223,7 @@ class Corrections:
 
         try:
             self.index.set_text(correction.id, text, sent, write)
-        except sqlite3.IntegrityError:
+        except IntegrityError:
             raise RefusedError("This recording is there with this text already.", 409) from None
         return replace(correction, text=text, sent=sent)
 
@@ -239,8 +242,8 @@ class Corrections:
 
         try:
             self.index.delete(correction, reason, take_away)
-        except (sqlite3.Error, OSError):
-            if gone.exists():
+        except DISK_ERRORS as error:
+            if gone.exists() and not is_lost(error):
                 os.rename(gone, folder)
             raise
         shutil.rmtree(gone, ignore_errors=True)

@@ -3,18 +3,29 @@
 from __future__ import annotations
 
 import errno
+import sqlite3
 import tempfile
 from pathlib import Path
 
+from sqlalchemy.exc import SQLAlchemyError
+
+from ewc_tutorial.speech.database import cause
+
+#: What is raised where files or the index cannot be used.
+DISK_ERRORS = (OSError, SQLAlchemyError)
+
 
 def disk_problem(error: Exception) -> tuple[int, str]:
-    """Return 507 or 503, and what to say of an ``OSError`` or an error of SQLite."""
+    """Return 507 or 503, and what to say of one of :data:`DISK_ERRORS`."""
     full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
-    if full or "disk is full" in str(error):
+    if full or "disk is full" in cause(error) or "No space left" in cause(error):
         return 507, "The disk of the service is full; nothing was changed."
     if isinstance(error, OSError):
         return 503, f"The service cannot use its folder: {error.strerror}; nothing was changed."
-    return 503, f"The service cannot use its index: {error}; nothing was changed."
+    if isinstance(getattr(error, "orig", None), sqlite3.Error):
+        return 503, f"The service cannot use its index: {cause(error)}; nothing was changed."
+    # A commit whose answer was lost may have come through. Where the server is, is for the log.
+    return 503, "The service cannot reach its index: send it again later, it is not kept twice."
 
 
 def look_at_disk(folder: Path) -> None:

@@ -25,5 +25,9 @@ class UnusableModelError(ValueError):
     """A folder or a name on the hub that gives no model which could be served; one sentence."""
 
 
+class UnusableIndexError(ValueError):
+    """An address of a database that gives no index; one sentence."""
+
+
 class NotLearnedError(RuntimeError):
     """A training that cannot have taught anything good; one sentence says why."""

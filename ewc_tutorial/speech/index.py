@@ -1,4 +1,4 @@
-"""The index of the corrections: what the files hold, in SQLite, to be searched and counted."""
+"""The index of the corrections: what the files hold, in a database, to be searched and counted."""
 
 from __future__ import annotations
 
@@ -7,7 +7,10 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
+import sqlalchemy as sa
+
 from ewc_tutorial.speech.database import Database
+from ewc_tutorial.speech.tables import CORRECTIONS, DELETIONS
 
 
 def now() -> str:
@@ -18,6 +21,11 @@ def now() -> str:
 def time_before(span: timedelta) -> str:
     """Return the time so long ago, as the index has it."""
     return (datetime.now(UTC) - span).isoformat(timespec="milliseconds")
+
+
+def can_be_id(text: str) -> bool:
+    """Return whether a row may have this id; of all texts PostgreSQL refuses one character."""
+    return "\0" not in text
 
 
 @dataclass(frozen=True)
@@ -73,81 +81,76 @@ class Index:
             before_commit: gets the correction; if it raises, nothing is entered.
 
         Raises:
-            sqlite3.IntegrityError: its id or number is there, or its file with this text.
+            IntegrityError: its id or number is there, or its file with this text.
         """
-        names = ", ".join(row)
-        with self._database.connection() as connection:
-            connection.execute("BEGIN IMMEDIATE")
-            cursor = connection.execute(
-                f"INSERT INTO corrections ({names}) VALUES ({', '.join('?' * len(row))})",
-                tuple(row.values()),
+        table = CORRECTIONS.c
+        first = sa.select(sa.func.min(table.first)).where(table.sound == row["sound"])
+        # One after another, so that who reads on behind a number has missed no lower one.
+        with self._database.connection(alone=True) as connection:
+            seq = row.get("seq") or 1 + max(
+                connection.scalar(sa.select(sa.func.max(t.c.seq))) or 0
+                for t in (CORRECTIONS, DELETIONS)
             )
-            connection.execute(
-                "UPDATE corrections SET first = COALESCE(first, "
-                "(SELECT MIN(first) FROM corrections WHERE sound = ?), seq) WHERE seq = ?",
-                (row["sound"], cursor.lastrowid),
-            )
-            correction = Correction(
-                **connection.execute(
-                    "SELECT * FROM corrections WHERE seq = ?", (cursor.lastrowid,)
-                ).fetchone()
-            )
+            whole = {"first": connection.scalar(first) or seq} | row | {"seq": seq}
+            connection.execute(sa.insert(CORRECTIONS).values(whole))
+            correction = Correction(**whole)
             before_commit(correction)
         return correction
 
     def find(self, sha256: str, text: str) -> Correction | None:
         """Return the correction with this file and this text, or None."""
-        return self._one("sha256 = ? AND text = ?", sha256, text)
+        return self._one(CORRECTIONS.c.sha256 == sha256, CORRECTIONS.c.text == text)
 
     def get(self, correction_id: str) -> Correction | None:
         """Return a correction, or None."""
-        return self._one("id = ?", correction_id)
+        return self._one(CORRECTIONS.c.id == correction_id) if can_be_id(correction_id) else None
 
-    def _one(self, condition: str, *values: Any) -> Correction | None:
-        found = self._select(f"WHERE {condition}", *values)
+    def _one(self, *conditions: sa.ColumnElement[bool]) -> Correction | None:
+        found = self._select(sa.and_(*conditions))
         return found[0] if found else None
 
-    def page(self, after: int = 0, limit: int = 100) -> list[Correction]:
+    def page(self, after: int = 0, limit: int | None = 100) -> list[Correction]:
         """Return the next corrections after number ``after``, in the order of arrival."""
-        return self._select("WHERE seq > ? ORDER BY seq LIMIT ?", after, limit)
+        return self._select(CORRECTIONS.c.seq > after, limit)
 
     def up_to(self, last_seq: int) -> list[Correction]:
         """Return all corrections up to a number, in the order of arrival."""
-        return self._select("WHERE seq <= ? ORDER BY seq", last_seq)
+        return self._select(CORRECTIONS.c.seq <= last_seq)
 
     def older_than(self, created: str) -> list[Correction]:
         """Return the corrections that came before a time."""
-        return self._select("WHERE created < ? ORDER BY seq", created)
+        return self._select(CORRECTIONS.c.created < created)
 
     def incomplete(self) -> list[str]:
         """Return the ids of rows that an earlier version of the service has made."""
+        table = CORRECTIONS.c
         with self._database.connection() as connection:
-            rows = connection.execute("SELECT id FROM corrections WHERE first IS NULL ORDER BY seq")
-            return [row["id"] for row in rows]
+            rows = sa.select(table.id).where(table.first.is_(None)).order_by(table.seq)
+            return list(connection.scalars(rows))
 
     def complete(self, correction_id: str, sound: str | None) -> None:
         """Fill in what such a row lacks; a recording that is gone has no ``sound``."""
+        table, other = CORRECTIONS.c, CORRECTIONS.alias().c
+        first = sa.select(sa.func.min(sa.func.coalesce(other.first, other.seq)))
+        first = first.where(other.sound == table.sound)
+        row = sa.update(CORRECTIONS).where(table.id == correction_id)
         with self._database.connection() as connection:
             connection.execute(
-                "UPDATE corrections SET sound = COALESCE(?, id), sent = COALESCE(sent, text) "
-                "WHERE id = ?",
-                (sound, correction_id),
+                row.values(sound=sound or table.id, sent=sa.func.coalesce(table.sent, table.text))
             )
-            connection.execute(
-                "UPDATE corrections SET first = (SELECT MIN(COALESCE(other.first, other.seq)) FROM "
-                "corrections AS other WHERE other.sound = corrections.sound) WHERE id = ?",
-                (correction_id,),
-            )
+            connection.execute(row.values(first=first.scalar_subquery()))
 
-    def _select(self, rest: str, *values: Any) -> list[Correction]:
+    def _select(
+        self, condition: sa.ColumnElement[bool], limit: int | None = None
+    ) -> list[Correction]:
+        wanted = sa.select(CORRECTIONS).where(condition).order_by(CORRECTIONS.c.seq).limit(limit)
         with self._database.connection() as connection:
-            rows = connection.execute(f"SELECT * FROM corrections {rest}", values).fetchall()
-        return [Correction(**row) for row in rows]
+            return [Correction(**row) for row in connection.execute(wanted).mappings()]
 
     def ids(self) -> set[str]:
         """Return the ids of all corrections."""
         with self._database.connection() as connection:
-            return {row["id"] for row in connection.execute("SELECT id FROM corrections")}
+            return set(connection.scalars(sa.select(CORRECTIONS.c.id)))
 
     def set_text(
         self, correction_id: str, text: str, sent: str, before_commit: Callable[[], None]
@@ -155,42 +158,40 @@ class Index:
         """Put another text in the place of one.
 
         Raises:
-            sqlite3.IntegrityError: its recording is there with this text already.
+            IntegrityError: its recording is there with this text already.
         """
+        row = sa.update(CORRECTIONS).where(CORRECTIONS.c.id == correction_id)
         with self._database.connection() as connection:
-            connection.execute(
-                "UPDATE corrections SET text = ?, sent = ? WHERE id = ?",
-                (text, sent, correction_id),
-            )
+            connection.execute(row.values(text=text, sent=sent))
             before_commit()
 
     def delete(
         self, correction: Correction, reason: str, before_commit: Callable[[], None]
     ) -> None:
         """Delete a row; that it was there, and why it is gone, is kept."""
+        trail = {name: getattr(correction, name) for name in ("seq", "id", "created")}
         with self._database.connection() as connection:
-            gone = connection.execute("DELETE FROM corrections WHERE id = ?", (correction.id,))
+            gone = connection.execute(
+                sa.delete(CORRECTIONS).where(CORRECTIONS.c.id == correction.id)
+            )
             if gone.rowcount:
-                connection.execute(
-                    "INSERT INTO deletions VALUES (?, ?, ?, ?, ?)",
-                    (correction.seq, correction.id, correction.created, now(), reason),
-                )
+                trail |= {"deleted": now(), "reason": reason}
+                connection.execute(sa.insert(DELETIONS).values(trail))
             before_commit()
 
     def deletions(self, after: int, limit: int) -> list[Deletion]:
         """Return what was deleted after number ``after``, by number."""
+        seq = DELETIONS.c.seq
+        wanted = sa.select(DELETIONS).where(seq > after).order_by(seq).limit(limit)
         with self._database.connection() as connection:
-            rows = connection.execute(
-                "SELECT * FROM deletions WHERE seq > ? ORDER BY seq LIMIT ?", (after, limit)
-            ).fetchall()
-        return [Deletion(**row) for row in rows]
+            return [Deletion(**row) for row in connection.execute(wanted).mappings()]
 
     def count(self) -> int:
         """Return how many corrections there are."""
         with self._database.connection() as connection:
-            return connection.execute("SELECT COUNT(*) FROM corrections").fetchone()[0]
+            return connection.scalar(sa.select(sa.func.count()).select_from(CORRECTIONS)) or 0
 
     def last_seq(self) -> int:
         """Return the number of the latest correction, 0 if there is none."""
         with self._database.connection() as connection:
-            return connection.execute("SELECT MAX(seq) FROM corrections").fetchone()[0] or 0
+            return connection.scalar(sa.select(sa.func.max(CORRECTIONS.c.seq))) or 0

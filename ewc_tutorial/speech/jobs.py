@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import json
-import sqlite3
 import uuid
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
+import sqlalchemy as sa
+from sqlalchemy.exc import IntegrityError
+
 from ewc_tutorial.speech.database import Database
-from ewc_tutorial.speech.index import now
+from ewc_tutorial.speech.index import can_be_id, now
+from ewc_tutorial.speech.tables import JOBS, LOSSES, UNFINISHED
 
 
-def _decoded(row: sqlite3.Row, losses: Iterable[sqlite3.Row]) -> dict[str, Any]:
+def _decoded(row: Mapping[str, Any], losses: Iterable[Mapping[str, Any]] = ()) -> dict[str, Any]:
     found = dict(row)
     found["options"] = json.loads(found["options"])
     found["results"] = json.loads(found["results"])
@@ -26,6 +29,10 @@ class Jobs:
     def __init__(self, database: Database) -> None:
         self._database = database
 
+    def patient(self, seconds: float) -> Jobs:
+        """Return the same for those who can wait so long for an index that does not answer."""
+        return Jobs(self._database.patient(seconds))
+
     def create(self, options: dict[str, Any], last_seq: int, model_before: str) -> str:
         """Enter a new job, which waits for its turn, and return its id.
 
@@ -35,85 +42,101 @@ class Jobs:
             model_before: the version it starts from.
         """
         job = uuid.uuid4().hex
+        row = {
+            "id": job, "state": "waiting", "created": now(), "options": json.dumps(options),
+            "last_seq": last_seq, "model_before": model_before,
+        }  # fmt: skip
         with self._database.connection() as connection:
-            connection.execute(
-                "INSERT INTO jobs (id, state, created, options, last_seq, model_before) "
-                "VALUES (?, 'waiting', ?, ?, ?, ?)",
-                (job, now(), json.dumps(options), last_seq, model_before),
-            )
+            connection.execute(sa.insert(JOBS).values(row))
         return job
 
     def waiting(self) -> list[dict[str, Any]]:
         """Return the jobs that wait for their turn, the first one first, without losses."""
-        with self._database.connection() as connection:
-            rows = connection.execute(
-                "SELECT * FROM jobs WHERE state = 'waiting' ORDER BY seq"
-            ).fetchall()
-        return [_decoded(row, []) for row in rows]
+        return self._select(sa.select(JOBS).where(JOBS.c.state == "waiting").order_by(JOBS.c.seq))
 
-    def queue(self, job: str, options: dict[str, Any], last_seq: int, model_before: str) -> None:
-        """Note that a waiting job is next; the arguments of :meth:`create` are as of now."""
-        self._update(
-            job, "state = 'queued', options = ?, last_seq = ?, model_before = ?",
-            json.dumps(options), last_seq, model_before,
-        )  # fmt: skip
+    def claim(self, job: str, options: dict[str, Any], last_seq: int, model_before: str) -> bool:
+        """Note that a waiting job is next; the arguments of :meth:`create` are as of now.
+
+        Returns:
+            Whether it is: it may have been cancelled or claimed meanwhile, or another one runs.
+        """
+        change = sa.update(JOBS).where(JOBS.c.id == job, JOBS.c.state == "waiting")
+        try:
+            with self._database.connection() as connection:
+                claimed = connection.execute(
+                    change.values(
+                        state="queued", options=json.dumps(options), last_seq=last_seq,
+                        model_before=model_before,
+                    )
+                )  # fmt: skip
+                return claimed.rowcount == 1
+        except IntegrityError:  # of one_job_at_a_time
+            return False
 
     def get(self, job: str) -> dict[str, Any] | None:
         """Return a job with its losses, or None."""
-        with self._database.connection() as connection:
-            row = connection.execute("SELECT * FROM jobs WHERE id = ?", (job,)).fetchone()
-            losses = connection.execute(
-                "SELECT step, loss, penalty FROM losses WHERE job = ? ORDER BY step", (job,)
-            ).fetchall()
-        if row is None:
+        if not can_be_id(job):
             return None
-        return _decoded(row, losses)
+        steps = sa.select(LOSSES.c.step, LOSSES.c.loss, LOSSES.c.penalty).where(LOSSES.c.job == job)
+        with self._database.connection() as connection:
+            row = connection.execute(sa.select(JOBS).where(JOBS.c.id == job)).mappings().first()
+            losses = connection.execute(steps.order_by(LOSSES.c.step)).mappings().all()
+        return None if row is None else _decoded(row, losses)
 
     def unfinished(self) -> str | None:
         """Return the id of the job that is queued or running, or None."""
         with self._database.connection() as connection:
-            row = connection.execute(
-                "SELECT id FROM jobs WHERE state IN ('queued', 'running')"
-            ).fetchone()
-        return row["id"] if row else None
+            return connection.scalar(sa.select(JOBS.c.id).where(UNFINISHED))
+
+    def is_unfinished(self, job: str) -> bool:
+        """Return whether a job is queued or running."""
+        with self._database.connection() as connection:
+            wanted = sa.select(JOBS.c.seq).where(JOBS.c.id == job, UNFINISHED)
+            return connection.scalar(wanted) is not None
 
     def states(self) -> dict[str, int]:
         """Return how many jobs are in each state that some are in."""
+        counted = sa.select(JOBS.c.state, sa.func.count()).group_by(JOBS.c.state)
         with self._database.connection() as connection:
-            rows = connection.execute("SELECT state, COUNT(*) AS n FROM jobs GROUP BY state")
-            return {row["state"]: row["n"] for row in rows}
+            return dict(tuple(row) for row in connection.execute(counted))
 
     def begin(self, job: str) -> None:
         """Note that a worker has taken the job up, for the first time or again."""
-        self._update(job, "state = 'running', attempts = attempts + 1")
+        self._update(job, state="running", attempts=JOBS.c.attempts + 1)
 
     def progress(self, job: str, phase: str, progress: float) -> None:
         """Note what the worker is doing and which share of all is done, from 0 to 1."""
-        self._update(job, "phase = ?, progress = ?", phase, progress)
+        self._update(job, phase=phase, progress=progress)
 
     def add_results(self, job: str, results: dict[str, Any]) -> None:
         """Add to the results; a key that is there is replaced."""
-        with self._database.connection() as connection:
-            connection.execute("BEGIN IMMEDIATE")
-            row = connection.execute("SELECT results FROM jobs WHERE id = ?", (job,)).fetchone()
-            merged = json.dumps(json.loads(row["results"]) | results)
-            connection.execute("UPDATE jobs SET results = ? WHERE id = ?", (merged, job))
+        with self._database.connection(alone=True) as connection:
+            _merge(connection, job, results)
 
     def add_loss(self, job: str, step: int, loss: float, penalty: float) -> None:
         """Note the loss on the new data and the penalty at a step, once more after a resumption."""
+        there = sa.delete(LOSSES).where(LOSSES.c.job == job, LOSSES.c.step == step)
+        row = {"job": job, "step": step, "loss": loss, "penalty": penalty}
         with self._database.connection() as connection:
-            connection.execute(
-                "INSERT OR REPLACE INTO losses VALUES (?, ?, ?, ?)", (job, step, loss, penalty)
-            )
+            connection.execute(there)
+            connection.execute(sa.insert(LOSSES).values(row))
 
-    def finish(self, job: str, model_after: str) -> None:
-        """Note that the job is done."""
-        self._update(
-            job,
-            "state = 'done', phase = 'done', progress = 1, model_after = ?, finished = ?",
-            model_after,
-            now(),
-        )
+    def finish(
+        self, job: str, model_after: str, serve: Callable[[], dict[str, Any]] = dict
+    ) -> bool:
+        """Note that the job is done, unless it is finished already; return whether it was not.
+
+        Args:
+            serve: puts the model into use and returns more results. A request that cancels the job
+                comes before it or after the end.
+        """
+        change = sa.update(JOBS).where(JOBS.c.id == job, JOBS.c.finished.is_(None))
+        done = {"state": "done", "phase": "done", "progress": 1.0, "model_after": model_after}
+        with self._database.connection(alone=True) as connection:
+            if connection.execute(change.values(**done, finished=now())).rowcount == 0:
+                return False
+            _merge(connection, job, serve())
+        return True
 
     def fail(self, job: str, sentence: str) -> None:
         """Note that the job has failed, unless it is finished already."""
@@ -141,19 +164,25 @@ class Jobs:
 
     def page(self, before: int | None = None, limit: int = 100) -> list[dict[str, Any]]:
         """Return the latest jobs before number ``before``, the newest first, without losses."""
+        below = JOBS.c.seq < (2**62 if before is None else before)
+        return self._select(sa.select(JOBS).where(below).order_by(JOBS.c.seq.desc()).limit(limit))
+
+    def _select(self, wanted: sa.Select[Any]) -> list[dict[str, Any]]:
         with self._database.connection() as connection:
-            rows = connection.execute(
-                "SELECT * FROM jobs WHERE seq < ? ORDER BY seq DESC LIMIT ?",
-                (2**62 if before is None else before, limit),
-            ).fetchall()
-        return [_decoded(row, []) for row in rows]
+            return [_decoded(row) for row in connection.execute(wanted).mappings()]
 
     def _end(self, job: str, state: str, sentence: str) -> None:
-        self._update(job, "state = ?, error = ?, finished = ?", state, sentence, now())
+        # PostgreSQL takes no NUL in a text, which an error's message may have.
+        self._update(job, state=state, error=sentence.replace("\0", ""), finished=now())
 
-    def _update(self, job: str, assignments: str, *values: Any) -> None:
+    def _update(self, job: str, **values: Any) -> None:
+        change = sa.update(JOBS).where(JOBS.c.id == job, JOBS.c.finished.is_(None))
         with self._database.connection() as connection:
-            connection.execute(
-                f"UPDATE jobs SET {assignments} WHERE id = ? AND finished IS NULL",
-                (*values, job),
-            )
+            connection.execute(change.values(**values))
+
+
+def _merge(connection: sa.Connection, job: str, results: dict[str, Any]) -> None:
+    row = JOBS.c.id == job
+    known = connection.scalar(sa.select(JOBS.c.results).where(row))
+    merged = json.dumps(json.loads(known) | results)
+    connection.execute(sa.update(JOBS).where(row).values(results=merged))

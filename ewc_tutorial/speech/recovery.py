@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import logging
-import sqlite3
 from collections.abc import Callable, Iterable
 from pathlib import Path
+
+from sqlalchemy.exc import IntegrityError
 
 from ewc_tutorial import files
 from ewc_tutorial.speech.corrections import ABOUT, REMOVED, Corrections, read_about, write_about
@@ -57,7 +58,7 @@ def _enter(
     text = _cleaned(sent, clean)
     try:
         corrections.enter(folder, written, text, sent, about)
-    except sqlite3.IntegrityError:  # somebody has copied the folder: its number is taken
+    except IntegrityError:  # somebody has copied the folder: its number is taken
         corrections.enter(folder, written, text, sent, {})
 
 
@@ -81,7 +82,7 @@ def _complete(corrections: Corrections) -> None:
         except (RefusedError, ValueError, OSError) as error:
             _log.error("The recording of correction %s cannot be read: %s", name, error)
         corrections.index.complete(name, sound)
-    for correction in corrections.index.page(limit=-1):
+    for correction in corrections.index.page(limit=None):
         folder = corrections.folder / correction.id
         if folder.exists() and not (folder / ABOUT).exists():
             write_about(folder, correction)
@@ -91,11 +92,11 @@ def _take_texts_from_files(
     corrections: Corrections, names: Iterable[str], clean: Callable[[str], str]
 ) -> None:
     """After a kill while a text was changed, the index may have the earlier one."""
-    indexed = {correction.id: correction.sent for correction in corrections.index.page(limit=-1)}
+    indexed = {correction.id: correction.sent for correction in corrections.index.page(limit=None)}
     for name in names:
         try:
             sent = (corrections.folder / name / TEXT_NAME).read_text(encoding="utf-8")
             if sent != indexed[name]:
                 corrections.index.set_text(name, _cleaned(sent, clean), sent, lambda: None)
-        except (OSError, ValueError, sqlite3.IntegrityError) as error:
+        except (OSError, ValueError, IntegrityError) as error:
             _log.error("The text of correction %s cannot be used: %s", name, error)

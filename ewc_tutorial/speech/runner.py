@@ -17,8 +17,14 @@ from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
+from ewc_tutorial.speech.disk import DISK_ERRORS, disk_problem
 from ewc_tutorial.speech.jobs import Jobs
 from ewc_tutorial.speech.settings import Settings
+
+#: So long a training waits for an index that does not answer.
+INDEX_SECONDS = 600.0
+#: What its process ends with where that was in vain, or a connection broke in the middle.
+LOST_INDEX = 75
 
 #: So often a job that was cut off is taken up again.
 MAX_ATTEMPTS = 3
@@ -43,6 +49,7 @@ class Runner:
     def __init__(self, settings: Settings, jobs: Jobs, on_over: Callable[[], None]) -> None:
         self._settings = settings
         self._jobs = jobs
+        self._patient = jobs.patient(INDEX_SECONDS)  # for threads that nobody waits for
         self._on_over = on_over
         self._stopping = threading.Event()
         self._process: subprocess.Popen[bytes] | None = None
@@ -86,9 +93,8 @@ class Runner:
 
     def recover(self) -> None:
         """Take up the job that a kill has cut off, if there is one. For the start only."""
-        job = self._jobs.unfinished()
-        self._sweep(job)
-        if job is not None:
+        sweep(self._settings.data, self._jobs)
+        if (job := self._jobs.unfinished()) is not None:
             self._take_up(job)
 
     def _take_up(self, job: str) -> bool:
@@ -101,15 +107,6 @@ class Runner:
         _log.warning("Training %s was cut off; it goes on from its last checkpoint.", job)
         self.start(job)
         return True
-
-    def _sweep(self, unfinished: str | None) -> None:
-        """Delete what finished trainings have left: all but the logs of the latest."""
-        latest = [row["id"] for row in self._jobs.page(limit=_LOGS)]
-        for folder in (self._settings.data / "work").glob("*/"):
-            if folder.name not in latest:
-                shutil.rmtree(folder, ignore_errors=True)
-            elif folder.name != unfinished:
-                self._tidy(folder.name)
 
     def give_up_the_dead(self) -> None:
         """Fail a job that no process works on: a full disk may have kept it from being noted."""
@@ -150,23 +147,18 @@ class Runner:
         return True
 
     def _tidy(self, job: str) -> None:
-        """Delete what a job that is over has left; its log stays."""
-        for path in (self._settings.data / "work" / job).glob("*"):
-            if path.is_dir():
-                shutil.rmtree(path, ignore_errors=True)
-            elif path.name != LOG:
-                path.unlink(missing_ok=True)
+        _tidy(self._settings.data / "work" / job)
 
     def _watch(self, process: subprocess.Popen[bytes], job: str, work: Path) -> None:
         code = process.wait()
         if job in self._expected:
             return
-        if code < 0 and job == self._jobs.unfinished():
+        if (code < 0 or code == LOST_INDEX) and job == self._patient.unfinished():
             self._after_a_kill(-code, job)
             return
         if code:
             # A sentence that the worker itself has left stays: a finished job is not changed.
-            self._jobs.fail(
+            self._patient.fail(
                 job, f"The training process ended with code {code}; its log is work/{job}/{LOG}."
             )
             _log.error("Training %s failed; see %s.", job, work / LOG)
@@ -174,16 +166,38 @@ class Runner:
         self._on_over()
 
     def _after_a_kill(self, number: int, job: str) -> None:
-        _log.error("The process of training %s was ended by signal %d.", job, number)
-        if number in (signal.SIGTERM, signal.SIGINT):
-            self._jobs.put_back(job)
+        if number > 0:
+            _log.error("The process of training %s was ended by signal %d.", job, number)
+        else:
+            _log.error("The process of training %s has lost the index.", job)
+        if number in (signal.SIGTERM, signal.SIGINT, -LOST_INDEX):
+            self._patient.put_back(job)
         self._kills[job] += 1
-        if self._stopping.wait(PAUSE_SECONDS) or job != self._jobs.unfinished():
+        if self._stopping.wait(PAUSE_SECONDS) or job != self._patient.unfinished():
             return
         try:
             runs = self._take_up(job)
-        except OSError as error:
+        except DISK_ERRORS as error:
             runs = False
-            _log.error("Training %s cannot go on: %s", job, error)
+            _log.error("Training %s cannot go on. %s", job, disk_problem(error)[1])
         if not runs:
             self._on_over()
+
+
+def sweep(data: Path, jobs: Jobs) -> None:
+    """Delete what finished trainings have left: all but the logs of the latest."""
+    latest, unfinished = [row["id"] for row in jobs.page(limit=_LOGS)], jobs.unfinished()
+    for folder in (data / "work").glob("*/"):
+        if folder.name not in latest:
+            shutil.rmtree(folder, ignore_errors=True)
+        elif folder.name != unfinished:
+            _tidy(folder)
+
+
+def _tidy(work: Path) -> None:
+    """Delete what a job that is over has left; its log stays."""
+    for path in work.glob("*"):
+        if path.is_dir():
+            shutil.rmtree(path, ignore_errors=True)
+        elif path.name != LOG:
+            path.unlink(missing_ok=True)

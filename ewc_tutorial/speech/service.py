@@ -3,24 +3,29 @@
 from __future__ import annotations
 
 import logging
-import sqlite3
 import threading
 from datetime import timedelta
-from typing import BinaryIO
+from pathlib import Path
+from typing import TYPE_CHECKING, BinaryIO
 
+from ewc_tutorial.speech.alone import Alone
 from ewc_tutorial.speech.audio import Clip
 from ewc_tutorial.speech.corrections import Corrections
-from ewc_tutorial.speech.database import lock_folder, open_database
-from ewc_tutorial.speech.disk import disk_problem
+from ewc_tutorial.speech.database import Database, lock_folder, open_database
+from ewc_tutorial.speech.disk import DISK_ERRORS, disk_problem
 from ewc_tutorial.speech.index import Correction, time_before
 from ewc_tutorial.speech.jobs import Jobs
 from ewc_tutorial.speech.private import make_private
 from ewc_tutorial.speech.recogniser import Recogniser
 from ewc_tutorial.speech.recovery import recover
+from ewc_tutorial.speech.runner import Runner
 from ewc_tutorial.speech.serving import Serving
 from ewc_tutorial.speech.settings import Settings
 from ewc_tutorial.speech.trainings import Trainings
 from ewc_tutorial.speech.versions import Versions
+
+if TYPE_CHECKING:
+    from ewc_tutorial.speech.elsewhere import Queue
 
 #: Between two looks for corrections that are older than the settings allow.
 EXPIRE_SECONDS = 3600.0
@@ -35,15 +40,32 @@ class Service:
         settings.data.mkdir(parents=True, exist_ok=True)
         make_private(settings.data)
         self._stopping = threading.Event()
+        self._alone: Alone | None = None
         self._lock = lock_folder(settings.data, "server.lock")
-        database = open_database(settings.data / "service.sqlite3")
+        self._database = database = self._index_alone()
         self.corrections = Corrections(
             settings.data, database, settings.max_bytes, settings.max_seconds
         )
         self.jobs = Jobs(database)
         self.models = Versions(settings.data / "models")
         self.serving = Serving(self.models)
-        self.trainings = Trainings(settings, self.jobs, self.corrections, self.models, self.serving)
+        make_runner: type[Runner] | type[Queue] = Runner
+        if settings.worker == "elsewhere":
+            from ewc_tutorial.speech import elsewhere
+
+            elsewhere.make_tables(database)
+            make_runner = elsewhere.Queue
+        self.trainings = Trainings(
+            settings, self.jobs, self.corrections, self.models, self.serving, make_runner
+        )
+
+    def _index_alone(self) -> Database:
+        place = self.settings.index
+        if isinstance(place, Path):
+            return open_database(place)
+        database = Database(place)
+        self._alone = Alone(database)
+        return database
 
     def start(self) -> None:
         """Put in order what an earlier end has left, and take up its training.
@@ -63,7 +85,7 @@ class Service:
         while True:
             try:
                 self.corrections.expire(time_before(kept))
-            except (OSError, sqlite3.Error) as error:
+            except DISK_ERRORS as error:
                 _log.error("Old corrections cannot be deleted now. %s", disk_problem(error)[1])
             if self._stopping.wait(EXPIRE_SECONDS):
                 return
@@ -85,6 +107,9 @@ class Service:
     def stop(self) -> None:
         self._stopping.set()
         self.trainings.runner.stop()
+        if self._alone is not None:
+            self._alone.stop()
+        self._database.close()
         self._lock.close()
 
     @property

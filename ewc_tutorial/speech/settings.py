@@ -32,6 +32,12 @@ class Settings(BaseSettings):
     old: Path | None = Field(
         None, description="folder of earlier speech, NAME.wav with NAME.txt [DATA/old]"
     )
+    database: str | None = Field(
+        None, repr=False, description="of the index: postgresql://USER@HOST/NAME [a file in DATA]"
+    )
+    worker: Literal["here", "elsewhere"] = Field(
+        "here", description="who runs the trainings: the service, or workers on other machines"
+    )
     model: str = Field(
         GERMAN, description="what to begin with: a name on the hub, a folder, or 'tiny'"
     )
@@ -134,6 +140,21 @@ class Settings(BaseSettings):
         return self
 
     @model_validator(mode="after")
+    def _index_is_postgresql(self) -> Settings:
+        kind = (self.database or "postgresql:").partition(":")[0]
+        if kind not in ("postgresql", "postgres"):
+            raise ValueError(
+                f"{PREFIX}DATABASE must be an address such as postgresql://USER@HOST/NAME, not of "
+                f"the kind {kind!r}; without it the index is a file in {PREFIX}DATA."
+            )
+        if self.worker == "elsewhere" and self.database is None:
+            raise ValueError(
+                f"{PREFIX}WORKER can only be elsewhere where {PREFIX}DATABASE is set, for workers "
+                "take the trainings from there."
+            )
+        return self
+
+    @model_validator(mode="after")
     def _pages_are_named(self) -> Settings:
         for origin in self.allowed_origins:
             parts = urlsplit(origin)
@@ -186,6 +207,11 @@ class Settings(BaseSettings):
     @property
     def old_folder(self) -> Path:
         return self.data / "old" if self.old is None else self.old
+
+    @property
+    def index(self) -> Path | str:
+        """Where the index is, as :class:`~ewc_tutorial.speech.database.Database` takes it."""
+        return self.database or self.data / "service.sqlite3"
 
     def to_worker(self) -> dict[str, Any]:
         """Return what another process needs to have the same settings, the token not among it."""

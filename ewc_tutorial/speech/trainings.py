@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import logging
-import sqlite3
 import threading
-from typing import Any
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
 
 from ewc_tutorial.speech.corrections import Corrections
-from ewc_tutorial.speech.disk import disk_problem
+from ewc_tutorial.speech.disk import DISK_ERRORS, disk_problem
 from ewc_tutorial.speech.errors import RefusedError
 from ewc_tutorial.speech.folders import recordings_in
 from ewc_tutorial.speech.jobs import Jobs
@@ -19,6 +19,9 @@ from ewc_tutorial.speech.runner import Runner
 from ewc_tutorial.speech.serving import Serving
 from ewc_tutorial.speech.settings import Settings
 from ewc_tutorial.speech.versions import BASE, Versions
+
+if TYPE_CHECKING:
+    from ewc_tutorial.speech.elsewhere import Queue
 
 #: So many trainings wait at most.
 MAX_WAITING = 8
@@ -44,6 +47,7 @@ class Trainings:
         corrections: Corrections,
         models: Versions,
         serving: Serving,
+        make_runner: Callable[[Settings, Jobs, Callable[[], None]], Runner | Queue] = Runner,
     ) -> None:
         self._settings = settings
         self._jobs = jobs
@@ -51,7 +55,7 @@ class Trainings:
         self._models = models
         self._serving = serving
         self._turn = threading.RLock()
-        self.runner = Runner(settings, jobs, self.go_on)
+        self.runner = make_runner(settings, jobs, self.go_on)
 
     def request(self, wish: TrainRequest) -> str:
         """Enter a training, start it if no other runs, and return its id.
@@ -85,7 +89,7 @@ class Trainings:
         try:
             while not self._start_next():
                 pass
-        except (OSError, sqlite3.Error) as error:
+        except DISK_ERRORS as error:
             # Nobody waits for an answer here; the next request for a training tries again.
             _log.error("No training can be started now. %s", disk_problem(error)[1])
 
@@ -101,7 +105,8 @@ class Trainings:
             except RefusedError as error:  # the corrections have been deleted meanwhile
                 self._jobs.fail(row["id"], error.sentence)
                 return False
-            self._jobs.queue(row["id"], *self._settled(wish, row["seq"]))
+            if not self._jobs.claim(row["id"], *self._settled(wish, row["seq"])):
+                return False
             self.runner.start(row["id"])
         return True
 

@@ -14,14 +14,18 @@ import json
 import logging
 import os
 import shutil
+import sqlite3
 import sys
 import threading
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
+from sqlalchemy import Connection, select
+from sqlalchemy.exc import SQLAlchemyError
 
 from ewc_tutorial.path import between
 from ewc_tutorial.speech.acceptance import (
@@ -43,6 +47,7 @@ from ewc_tutorial.speech.learning import heard_by, learn
 from ewc_tutorial.speech.material import Material, Measured, Reader, split_old, without
 from ewc_tutorial.speech.plan import Plan, usual_lam
 from ewc_tutorial.speech.recogniser import Recogniser
+from ewc_tutorial.speech.runner import INDEX_SECONDS, LOST_INDEX
 from ewc_tutorial.speech.settings import Settings
 from ewc_tutorial.speech.versions import BASE, IMPORTANCE, Versions
 
@@ -69,19 +74,31 @@ def main() -> None:
         os.nice(10)  # answering comes first
     if settings.threads:
         torch.set_num_threads(settings.threads)
-    database = Database(settings.data / "service.sqlite3")
+    database = Database(settings.index, INDEX_SECONDS)
     # A predecessor that is just ending has it for a moment longer.
-    lock = lock_folder(settings.data, "worker.lock", seconds=60.0)
+    if database.on_server:
+        lock = database.hold("worker", seconds=120.0)
+    else:
+        lock = lock_folder(settings.data, "worker.lock", seconds=60.0)
     jobs = Jobs(database)
     try:
-        Training(job, settings, database).run()
+        Training(job, settings, database, lambda: still_held(lock)).run()
     except NotLearnedError as error:
         jobs.fail(job, str(error))
     except Exception as error:
+        if isinstance(error, SQLAlchemyError) and database.on_server:
+            logging.exception("The index cannot be reached.")
+            sys.exit(LOST_INDEX)
         jobs.fail(job, f"{type(error).__name__}: {error}".splitlines()[0])
         raise
     finally:
         lock.close()
+
+
+def still_held(lock: sqlite3.Connection | Connection) -> None:
+    """Raise if a lock is lost, as that of PostgreSQL is with its connection."""
+    if isinstance(lock, Connection):
+        lock.scalar(select(1))
 
 
 def _end_with_the_server() -> None:
@@ -90,10 +107,21 @@ def _end_with_the_server() -> None:
 
 
 class Training:
-    """A job, or what is left of it; each method is a phase."""
+    """A job, or what is left of it; each method is a phase.
 
-    def __init__(self, job: str, settings: Settings, database: Database) -> None:
+    Args:
+        check: is called at every step; it raises if the job is no longer this process's.
+    """
+
+    def __init__(
+        self,
+        job: str,
+        settings: Settings,
+        database: Database,
+        check: Callable[[], None] = lambda: None,
+    ) -> None:
         self._job = job
+        self._check = check
         self._settings = settings
         self._jobs = Jobs(database)
         self._corrections = Corrections(
@@ -230,18 +258,23 @@ class Training:
             "outcome": outcome,
         }
         self._models.add(name, self._recogniser.save, about)
-        if verdict is not None:
-            self._models.switch(name)
-        self._note(removed=self._models.prune(self._settings.keep_versions))
-        self._jobs.finish(self._job, name)
+
+        def serve() -> dict[str, Any]:
+            if verdict is not None:
+                self._models.switch(name)
+            return {"removed": self._models.prune(self._settings.keep_versions)}
+
+        self._jobs.finish(self._job, name, serve)
 
     def _phase(self, name: str) -> None:
+        self._check()
         self._jobs.progress(self._job, name, PHASES[name])
 
     def _note(self, **results: Any) -> None:
         self._jobs.add_results(self._job, results)
 
     def _listen(self, step: int, loss: float, penalty: float) -> None:
+        self._check()
         self._jobs.add_loss(self._job, step, loss, penalty)
         start, end = PHASES["learning"], PHASES["measuring after"]
         share = step / self._plan.steps

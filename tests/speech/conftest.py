@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import postgresql
 import pytest
 
 #: What the small model needs otherwise than a large one.
@@ -36,6 +38,69 @@ def tiny_model(tmp_path_factory) -> Path:
         (shared / "half").rename(folder)
     lock.close()
     return folder
+
+
+@pytest.fixture(scope="session")
+def server() -> Iterator[postgresql.Server]:
+    """A PostgreSQL server, one for all tests."""
+    if reason := postgresql.why_not():
+        pytest.skip(reason)
+    pytest.importorskip("psycopg", reason="the group 'speech-hosts' is not installed")
+    with postgresql.running() as server:
+        yield server
+
+
+class Indexes:
+    """Indexes of one kind, by the folder that their recordings are in."""
+
+    def __init__(self, server: postgresql.Server | None) -> None:
+        self._server = server
+        self._addresses: dict[Path, str] = {}
+        self._opened: list[Any] = []
+
+    def place(self, folder: Path) -> Path | str:
+        """Return where the index of a folder is: it may not be there yet, or be empty."""
+        if self._server is None:
+            return folder / "service.sqlite3"
+        if folder not in self._addresses:
+            self._addresses[folder] = self._server.new(f"t{uuid.uuid4().hex}")
+        return self._addresses[folder]
+
+    def store(self, folder: Path) -> Any:
+        """Return the corrections in a folder."""
+        from ewc_tutorial.speech.corrections import Corrections
+        from ewc_tutorial.speech.database import Database
+
+        folder.mkdir(exist_ok=True)
+        self._opened.append(Database(self.place(folder)))
+        return Corrections(folder, self._opened[-1], 10**6, 30.0)
+
+    def lose(self, folder: Path) -> None:
+        """Delete the index of a folder."""
+        self.close()
+        self._addresses.pop(folder, None)
+        for path in folder.glob("service.sqlite3*"):
+            path.unlink()
+
+    def close(self) -> None:
+        """Let go of all that were opened here."""
+        while self._opened:
+            self._opened.pop().close()
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def indexes(request) -> Iterator[Indexes]:
+    """Indexes of either kind."""
+    on_server = request.param == "postgresql"
+    made = Indexes(request.getfixturevalue("server") if on_server else None)
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def store(indexes) -> Callable[[Path], Any]:
+    """Makes of a folder its corrections, with an index of either kind."""
+    return indexes.store
 
 
 @pytest.fixture(scope="session")

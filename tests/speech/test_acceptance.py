@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import itertools
 import os
-import sqlite3
-from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
+from unittest import mock
 
 import numpy as np
 import pytest
+import sqlalchemy
 import torch
 
 pytest.importorskip("transformers", reason="the group 'speech' is not installed")
@@ -18,7 +18,7 @@ pytest.importorskip("jiwer", reason="the group 'speech' is not installed")
 
 from ewc_tutorial.speech import worker
 from ewc_tutorial.speech.acceptance import Heard, fault_of, judge, most_it_costs
-from ewc_tutorial.speech.database import SCHEMA, Database
+from ewc_tutorial.speech.database import Database
 from ewc_tutorial.speech.jobs import Jobs
 from ewc_tutorial.speech.material import Material
 from ewc_tutorial.speech.settings import Settings
@@ -200,14 +200,8 @@ class InMemory(Database):
     """The index, without a disk that it would wait for thousands of times."""
 
     def __init__(self) -> None:
-        self._only = sqlite3.connect(":memory:")
-        self._only.row_factory = sqlite3.Row
-        self._only.executescript(SCHEMA)
-
-    @contextmanager
-    def connection(self):
-        with self._only:
-            yield self._only
+        with mock.patch.object(sqlalchemy, "NullPool", sqlalchemy.StaticPool):
+            super().__init__(Path(":memory:"))
 
 
 @pytest.mark.timeout(600)

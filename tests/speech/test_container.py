@@ -48,10 +48,15 @@ def settings_in(text: str) -> dict[str, str]:
 
 def test_both_set_only_what_there_is_and_the_service_starts_with_it(monkeypatch):
     image = settings_in(DOCKERFILE.read_text(encoding="utf-8"))
-    (service,) = COMPOSE["services"].values()
-    given = {name.removeprefix(PREFIX): value for name, value in service["environment"].items()}
+    service, worker = (COMPOSE["services"][name] for name in ("speech", "worker"))
+    assert all("profiles" in s for s in COMPOSE["services"].values() if s is not service)
+    given, of_worker = (
+        {name.removeprefix(PREFIX): value for name, value in part["environment"].items()}
+        for part in (service, worker)
+    )
     known = {name.upper() for name in Settings.model_fields}
-    assert image.keys() | given.keys() <= known
+    assert image.keys() | given.keys() | of_worker.keys() <= known
+    assert worker["volumes"] == service["volumes"], "they share what is kept"
     for name, value in image.items():
         monkeypatch.setenv(PREFIX + name, value)
     for name in given:
@@ -63,6 +68,10 @@ def test_both_set_only_what_there_is_and_the_service_starts_with_it(monkeypatch)
     settings = read_settings()
     (volume,) = (line.partition(":")[2] for line in service["volumes"])
     assert Path(volume) in settings.data.parents, "what is kept is in the volume"
+    database = "postgresql://speech:x@postgres/speech"
+    for name, value in (of_worker | {"DATABASE": database, "TOKEN": "", "WORKER": ""}).items():
+        monkeypatch.setenv(PREFIX + name, value)
+    assert read_settings().database == database, "a worker needs no token"
     (port,) = service["ports"]
     host, outside, inside = port.split(":")
     assert (host, outside, int(inside)) == ("127.0.0.1", inside, settings.port)

@@ -6,25 +6,20 @@ import hashlib
 import io
 import os
 import shutil
-import sqlite3
 import threading
 from pathlib import Path
 
 import pytest
+import sqlalchemy
 
 pytest.importorskip("soundfile", reason="the group 'speech' is not installed")
 
 from ewc_tutorial.speech import corrections as module
 from ewc_tutorial.speech.corrections import Corrections
-from ewc_tutorial.speech.database import Database, lock_folder
+from ewc_tutorial.speech.database import lock_folder
 from ewc_tutorial.speech.errors import AlreadyServedError, RefusedError
 from ewc_tutorial.speech.folders import recordings_in, text_beside, text_of
 from ewc_tutorial.speech.recovery import recover
-
-
-def store(folder: Path) -> Corrections:
-    folder.mkdir(exist_ok=True)
-    return Corrections(folder, Database(folder / "service.sqlite3"), 10**6, 30.0)
 
 
 def contents(folder: Path) -> dict[str, tuple[str, str]]:
@@ -40,7 +35,7 @@ def index(kept: Corrections) -> dict[str, tuple[str, str]]:
     return {c.id: (c.sha256, c.text) for c in kept.index.page(limit=1000)}
 
 
-def test_a_correction_is_kept_byte_for_byte(tmp_path, wav):
+def test_a_correction_is_kept_byte_for_byte(tmp_path, wav, store):
     kept, sound = store(tmp_path / "d"), wav("x.flac").read_bytes()
     correction, new = kept.add(io.BytesIO(sound), "hello")
     assert new
@@ -49,7 +44,7 @@ def test_a_correction_is_kept_byte_for_byte(tmp_path, wav):
     assert index(kept) == contents(tmp_path / "d") != {}
 
 
-def test_the_same_again_is_kept_once(tmp_path, wav):
+def test_the_same_again_is_kept_once(tmp_path, wav, store):
     kept, sound = store(tmp_path / "d"), wav().read_bytes()
     first, _ = kept.add(io.BytesIO(sound), "hello")
     again, new = kept.add(io.BytesIO(sound), "hello")
@@ -60,7 +55,7 @@ def test_the_same_again_is_kept_once(tmp_path, wav):
     assert index(kept) == contents(tmp_path / "d")
 
 
-def test_what_is_refused_leaves_nothing(tmp_path, wav):
+def test_what_is_refused_leaves_nothing(tmp_path, wav, store):
     kept = store(tmp_path / "d")
     with pytest.raises(RefusedError):
         kept.add(io.BytesIO(b"RIFF????WAVE"), "hello")
@@ -71,7 +66,7 @@ def test_what_is_refused_leaves_nothing(tmp_path, wav):
     assert contents(tmp_path / "d") == {}
 
 
-def test_concurrent_additions_are_all_kept_and_not_mixed_up(tmp_path, wav):
+def test_concurrent_additions_are_all_kept_and_not_mixed_up(tmp_path, wav, store):
     kept = store(tmp_path / "d")
     sounds = [wav(f"{i}.wav", 0.2, seed=i).read_bytes() for i in range(24)]
     start = threading.Barrier(len(sounds) + 8)
@@ -99,7 +94,7 @@ class PowerCutError(BaseException):
     pass
 
 
-def test_a_cut_at_any_moment_leaves_a_whole_correction_or_none(tmp_path, wav, monkeypatch):
+def test_a_cut_at_any_moment_leaves_a_whole_correction_or_none(tmp_path, wav, monkeypatch, store):
     """Every call that changes the disk is once the last one that happens."""
     sound = wav().read_bytes()
     names = ("rename", "fsync", "mkdir")
@@ -146,7 +141,7 @@ def test_a_cut_at_any_moment_leaves_a_whole_correction_or_none(tmp_path, wav, mo
     assert outcomes.count(2) >= 2, "one cut came after the rename and before the answer"
 
 
-def test_recovery_leaves_alone_what_it_does_not_know(tmp_path, wav):
+def test_recovery_leaves_alone_what_it_does_not_know(tmp_path, wav, store):
     kept = store(tmp_path / "d")
     stranger = tmp_path / "d" / "corrections" / "holiday"
     stranger.mkdir()
@@ -156,7 +151,7 @@ def test_recovery_leaves_alone_what_it_does_not_know(tmp_path, wav):
     assert (stranger / "picture.jpg").exists()
 
 
-def test_the_split_is_the_same_for_ever_and_leaves_out_lost_files(tmp_path, wav):
+def test_the_split_is_the_same_for_ever_and_leaves_out_lost_files(tmp_path, wav, store):
     kept = store(tmp_path / "d")
     for i in range(12):
         kept.add(io.BytesIO(wav(f"{i}.wav", 0.2, seed=i).read_bytes()), f"{i + 1}")
@@ -188,7 +183,7 @@ def test_recorders_write_endings_in_any_case(tmp_path):
     assert text_beside(without) is None
 
 
-def test_a_correction_whose_files_are_gone_is_kept_when_it_is_sent_again(tmp_path, wav):
+def test_a_correction_whose_files_are_gone_is_kept_when_it_is_sent_again(tmp_path, wav, store):
     kept, sound = store(tmp_path / "d"), wav().read_bytes()
     first, _ = kept.add(io.BytesIO(sound), "hello")
     shutil.rmtree(tmp_path / "d" / "corrections" / first.id)
@@ -196,7 +191,7 @@ def test_a_correction_whose_files_are_gone_is_kept_when_it_is_sent_again(tmp_pat
     assert index(kept) == contents(tmp_path / "d") != {}
 
 
-def test_a_text_is_changed_in_file_and_index_or_in_neither(tmp_path, wav, monkeypatch):
+def test_a_text_is_changed_in_file_and_index_or_in_neither(tmp_path, wav, monkeypatch, store):
     kept, sound = store(tmp_path / "d"), wav().read_bytes()
     first, _ = kept.add(io.BytesIO(sound), "hello")
     other, _ = kept.add(io.BytesIO(sound), "hell")
@@ -213,7 +208,7 @@ def test_a_text_is_changed_in_file_and_index_or_in_neither(tmp_path, wav, monkey
     assert index(kept) == contents(tmp_path / "d")
 
 
-def test_a_kill_between_file_and_index_of_a_changed_text_leaves_the_new_one(tmp_path, wav):
+def test_a_kill_between_file_and_index_of_a_changed_text_leaves_the_new_one(tmp_path, wav, store):
     kept = store(tmp_path / "d")
     first, _ = kept.add(io.BytesIO(wav().read_bytes()), "hello")
     (tmp_path / "d" / "corrections" / first.id / "text.txt").write_text("help")
@@ -221,7 +216,7 @@ def test_a_kill_between_file_and_index_of_a_changed_text_leaves_the_new_one(tmp_
     assert [c.text for c in kept.index.page()] == ["help"]
 
 
-def test_a_deleted_correction_is_gone_and_stays_gone(tmp_path, wav):
+def test_a_deleted_correction_is_gone_and_stays_gone(tmp_path, wav, store):
     kept = store(tmp_path / "d")
     both = [kept.add(io.BytesIO(wav(seed=i).read_bytes()), "hello")[0] for i in range(2)]
     kept.remove(both[0])
@@ -234,15 +229,15 @@ def test_a_deleted_correction_is_gone_and_stays_gone(tmp_path, wav):
     assert kept.add(io.BytesIO(wav(seed=7).read_bytes()), "x")[0].seq == 3
 
 
-def test_an_index_that_cannot_be_written_leaves_no_correction(tmp_path, wav, monkeypatch):
+def test_an_index_that_cannot_be_written_leaves_no_correction(tmp_path, wav, monkeypatch, store):
     kept = store(tmp_path / "d")
     real = kept.enter
 
     def locked(*_):
-        raise sqlite3.OperationalError("database is locked")
+        raise sqlalchemy.exc.OperationalError("INSERT", None, Exception("database is locked"))
 
     monkeypatch.setattr(kept, "enter", locked)
-    with pytest.raises(sqlite3.OperationalError):
+    with pytest.raises(sqlalchemy.exc.OperationalError):
         kept.add(io.BytesIO(wav().read_bytes()), "hello")
     monkeypatch.setattr(kept, "enter", real)
     recover(kept)
@@ -250,7 +245,7 @@ def test_an_index_that_cannot_be_written_leaves_no_correction(tmp_path, wav, mon
     assert contents(tmp_path / "d") == {}
 
 
-def test_a_recording_with_two_texts_is_on_one_side_of_the_split(tmp_path, wav):
+def test_a_recording_with_two_texts_is_on_one_side_of_the_split(tmp_path, wav, store):
     kept = store(tmp_path / "d")
     for i in range(6):
         sound = wav(f"{i}.wav", 0.2, seed=i).read_bytes()

@@ -15,40 +15,28 @@ pytest.importorskip("soundfile", reason="the group 'speech' is not installed")
 
 import soundfile
 
-from ewc_tutorial.speech.corrections import Corrections
-from ewc_tutorial.speech.database import Database
 from ewc_tutorial.speech.errors import RefusedError
 from ewc_tutorial.speech.folders import text_of
 from ewc_tutorial.speech.index import time_before
 from ewc_tutorial.speech.recovery import recover
 
 
-def store(folder) -> Corrections:
-    folder.mkdir(exist_ok=True)
-    return Corrections(folder, Database(folder / "service.sqlite3"), 10**6, 30.0)
-
-
-def filled(folder, wav, n=8) -> Corrections:
+def filled(store, folder, wav, n=8):
     kept = store(folder)
     for i in range(n):
         kept.add(io.BytesIO(wav(f"{i}.wav", 0.2, seed=i).read_bytes()), f"text {i}", sent=f"{i}!")
     return kept
 
 
-def lose_index(folder) -> None:
-    for path in folder.glob("service.sqlite3*"):
-        path.unlink()
-
-
 def rows(kept):
-    return kept.index.page(limit=-1)
+    return kept.index.page(limit=None)
 
 
-def test_an_index_made_again_is_the_same_but_for_what_no_file_has(tmp_path, wav):
-    kept = filled(tmp_path / "d", wav)
+def test_an_index_made_again_is_the_same_but_for_what_no_file_has(tmp_path, wav, store, indexes):
+    kept = filled(store, tmp_path / "d", wav)
     kept.remove(rows(kept)[2])
     before, split = rows(kept), kept.split(99, 5)
-    lose_index(tmp_path / "d")
+    indexes.lose(tmp_path / "d")
     again = store(tmp_path / "d")
     recover(again, lambda sent: f"text {sent[:-1]}")
     assert rows(again) == before
@@ -57,13 +45,13 @@ def test_an_index_made_again_is_the_same_but_for_what_no_file_has(tmp_path, wav)
     assert again.add(io.BytesIO(wav(seed=50).read_bytes()), "next")[0].seq == 9
 
 
-def test_folders_without_a_number_come_in_the_order_of_their_arrival(tmp_path, wav):
-    kept = filled(tmp_path / "d", wav)
+def test_folders_without_a_number_come_in_the_order_of_their_arrival(tmp_path, wav, store, indexes):
+    kept = filled(store, tmp_path / "d", wav)
     wanted = [c.id for c in rows(kept)]
     for i, name in enumerate(wanted):
         (kept.folder / name / "about.json").unlink()
         os.utime(kept.folder / name, (1000 + i, 1000 + i))
-    lose_index(tmp_path / "d")
+    indexes.lose(tmp_path / "d")
     again = store(tmp_path / "d")
     recover(again)
     assert [c.id for c in rows(again)] == wanted
@@ -74,14 +62,15 @@ def test_folders_without_a_number_come_in_the_order_of_their_arrival(tmp_path, w
     assert (rows(again)[-1].id, rows(again)[-1].seq) == ("copy", 9)
 
 
-def test_an_index_of_an_earlier_version_of_the_service_is_completed(tmp_path, wav):
-    kept = filled(tmp_path / "d", wav, 3)
+@pytest.mark.parametrize("indexes", ["sqlite"], indirect=True)
+def test_an_index_of_an_earlier_version_of_the_service_is_completed(tmp_path, wav, store, indexes):
+    kept = filled(store, tmp_path / "d", wav, 3)
     kept.add(io.BytesIO(wav("0.wav", 0.2, seed=0).read_bytes()), "twice")
     wanted = rows(kept)
     for correction in wanted:
         (kept.folder / correction.id / "about.json").unlink()
         (kept.folder / correction.id / "text.txt").write_text(correction.text)
-    lose_index(tmp_path / "d")
+    indexes.lose(tmp_path / "d")
     with sqlite3.connect(tmp_path / "d" / "service.sqlite3") as connection:
         connection.execute(
             "CREATE TABLE corrections (seq INTEGER PRIMARY KEY AUTOINCREMENT, id TEXT NOT NULL "
@@ -104,7 +93,7 @@ def test_an_index_of_an_earlier_version_of_the_service_is_completed(tmp_path, wa
     assert all((again.folder / c.id / "about.json").exists() for c in found)
 
 
-def test_one_sound_is_on_one_side_of_the_split_however_it_comes(tmp_path):
+def test_one_sound_is_on_one_side_of_the_split_however_it_comes(tmp_path, store):
     """As WAV, as FLAC, in stereo, with another text; also after the first of them is deleted."""
     kept = store(tmp_path / "d")
     random = np.random.default_rng(0)
@@ -127,10 +116,10 @@ def test_one_sound_is_on_one_side_of_the_split_however_it_comes(tmp_path):
     assert sides() == [train, tests]
 
 
-def test_what_is_too_old_is_deleted_and_leaves_a_trail_without_content(tmp_path, wav):
-    kept = filled(tmp_path / "d", wav, 4)
+def test_what_is_too_old_is_deleted_and_leaves_a_trail_without_content(tmp_path, wav, store):
+    kept = filled(store, tmp_path / "d", wav, 4)
     with kept.index._database.connection() as connection:
-        connection.execute("UPDATE corrections SET created = '2020-01-01' WHERE seq <= 2")
+        connection.exec_driver_sql("UPDATE corrections SET created = '2020-01-01' WHERE seq <= 2")
     assert kept.expire(time_before(timedelta(days=1))) == 2
     assert kept.expire(time_before(timedelta(days=1))) == 0
     assert [c.seq for c in rows(kept)] == [3, 4]
@@ -144,8 +133,8 @@ def test_what_is_too_old_is_deleted_and_leaves_a_trail_without_content(tmp_path,
     assert [d.seq for d in kept.index.deletions(1, 1)] == [2]
 
 
-def test_a_deletion_that_a_kill_cut_off_is_finished(tmp_path, wav):
-    kept = filled(tmp_path / "d", wav, 2)
+def test_a_deletion_that_a_kill_cut_off_is_finished(tmp_path, wav, store):
+    kept = filled(store, tmp_path / "d", wav, 2)
     first = rows(kept)[0]
     os.rename(kept.folder / first.id, kept.incoming / f"{first.id}.removed")
     recover(kept)
@@ -154,8 +143,8 @@ def test_a_deletion_that_a_kill_cut_off_is_finished(tmp_path, wav):
     assert not any(kept.incoming.iterdir())
 
 
-def test_a_deletion_that_cannot_be_noted_changes_nothing(tmp_path, wav, monkeypatch):
-    kept = filled(tmp_path / "d", wav, 1)
+def test_a_deletion_that_cannot_be_noted_changes_nothing(tmp_path, wav, monkeypatch, store):
+    kept = filled(store, tmp_path / "d", wav, 1)
     (first,) = rows(kept)
 
     def full(*_):
@@ -170,9 +159,9 @@ def test_a_deletion_that_cannot_be_noted_changes_nothing(tmp_path, wav, monkeypa
     assert kept.index.deletions(0, 9) == []
 
 
-def test_a_text_that_the_model_cannot_write_keeps_its_place(tmp_path, wav):
-    filled(tmp_path / "d", wav, 2)
-    lose_index(tmp_path / "d")
+def test_a_text_that_the_model_cannot_write_keeps_its_place(tmp_path, wav, store, indexes):
+    filled(store, tmp_path / "d", wav, 2)
+    indexes.lose(tmp_path / "d")
 
     def nothing(sent):
         raise RefusedError("no")

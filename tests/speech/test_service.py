@@ -15,6 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
+import sqlalchemy
 
 pytest.importorskip("fastapi", reason="the group 'speech' is not installed")
 
@@ -470,12 +471,23 @@ def inside(tmp_path_factory, settings):
         yield client
 
 
+def of_sqlite(message):
+    return sqlalchemy.exc.DBAPIError("SELECT secret", None, sqlite3.DatabaseError(message))
+
+
+def of_server(message):
+    return sqlalchemy.exc.OperationalError("SELECT secret", None, Exception(message))
+
+
 TROUBLES = {
     "full": (OSError(errno.ENOSPC, "No space left on device"), 507, "full"),
-    "full index": (sqlite3.OperationalError("database or disk is full"), 507, "full"),
+    "full index": (of_sqlite("database or disk is full"), 507, "full"),
     "read-only": (OSError(errno.EROFS, "Read-only file system"), 503, "Read-only"),
-    "locked": (sqlite3.OperationalError("database is locked"), 503, "locked"),
-    "damaged": (sqlite3.DatabaseError("database disk image is malformed"), 503, "malformed"),
+    "locked": (of_sqlite("database is locked"), 503, "locked"),
+    "damaged": (of_sqlite("database disk image is malformed"), 503, "malformed"),
+    "full server": (of_server("could not extend file: No space left on device"), 507, "full"),
+    "no server": (of_server("connection to server at secret refused"), 503, "cannot reach"),
+    "no connection": (sqlalchemy.exc.TimeoutError("secret"), 503, "cannot reach"),
 }
 
 
@@ -497,6 +509,7 @@ def test_trouble_with_the_disk_is_a_sentence_and_hearing_goes_on(inside, wav, mo
         ):  # fmt: skip
             assert (answer.status_code, list(answer.json())) == (status, ["detail"])
             assert words in answer.json()["detail"]
+            assert "secret" not in answer.json()["detail"]
             assert answer.headers["retry-after"]
         health = inside.get("/health")
         assert (health.status_code, health.json()["status"]) == (200, "degraded")

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 
@@ -51,8 +52,10 @@ def processes(monkeypatch, tmp_path):
 
 
 @pytest.fixture
-def service(tmp_path, settings, new_speech, processes):
-    read = Settings(**settings | {"data": tmp_path / "data", "steps": None})
+def service(tmp_path, settings, new_speech, processes, indexes):
+    place = indexes.place(tmp_path / "data")
+    database = None if isinstance(place, Path) else place
+    read = Settings(**settings | {"data": tmp_path / "data", "database": database, "steps": None})
     read.data.mkdir()
     prepare(read)
     running = Service(read)
@@ -139,7 +142,7 @@ def slowed(function):
 
 
 def test_a_request_does_not_give_up_a_training_that_is_about_to_begin(service, monkeypatch):
-    monkeypatch.setattr(service.jobs, "queue", slowed(service.jobs.queue))
+    monkeypatch.setattr(service.jobs, "claim", slowed(service.jobs.claim))
     with ThreadPoolExecutor() as pool:
         first = pool.submit(service.trainings.request, TrainRequest())
         wait_for(service.jobs.unfinished)

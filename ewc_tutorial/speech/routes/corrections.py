@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import sqlite3
 from dataclasses import asdict
 from typing import Annotated, Any
 
 from fastapi import Depends, FastAPI, Form, Query, Request, Response, UploadFile
 from fastapi.responses import FileResponse
 
-from ewc_tutorial.speech.disk import disk_problem
+from ewc_tutorial.speech.disk import DISK_ERRORS, disk_problem
 from ewc_tutorial.speech.errors import RefusedError
 from ewc_tutorial.speech.index import Correction
 from ewc_tutorial.speech.messages import (
@@ -93,7 +92,7 @@ def add_corrections(app: FastAPI, settings: Settings, bearer: list[Any]) -> None
                 entry.correction = CorrectionOut.model_validate(correction)
             except RefusedError as error:
                 entry.problem = error.sentence
-            except (OSError, sqlite3.Error) as error:  # the others may be kept, or are already
+            except DISK_ERRORS as error:  # the others may be kept, or are already
                 entry.problem = disk_problem(error)[1]
             entries.append(entry)
         return ArchiveOut(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sqlite3
 from typing import Any
 
 from anyio import CapacityLimiter, move_on_after, to_thread
@@ -10,7 +9,7 @@ from fastapi import Depends, FastAPI, Request, UploadFile
 
 from ewc_tutorial.speech import audio as recordings
 from ewc_tutorial.speech.base import stand_in
-from ewc_tutorial.speech.disk import disk_problem, look_at_disk
+from ewc_tutorial.speech.disk import DISK_ERRORS, disk_problem, look_at_disk
 from ewc_tutorial.speech.messages import Health, Problem, Transcript
 from ewc_tutorial.speech.routes.common import check_file_name, exactly, problems
 from ewc_tutorial.speech.service import Service
@@ -43,7 +42,7 @@ def _health(service: Service) -> Health:
     try:
         look_at_disk(service.corrections.incoming)
         training = service.jobs.unfinished()
-    except (OSError, sqlite3.Error) as error:
+    except DISK_ERRORS as error:
         problem = disk_problem(error)[1].replace("; nothing was changed", "")
     return Health(
         status="degraded" if problem else "ok",
