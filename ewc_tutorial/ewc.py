@@ -27,6 +27,7 @@ from ewc_tutorial.curvature.base import buffer_key
 from ewc_tutorial.fisher.undisturbed import only_trainable
 from ewc_tutorial.optimizers import known_optimizer
 from ewc_tutorial.path import WeightPath
+from ewc_tutorial.sharded import check_known, is_spread, spread_like, take_apart, whole
 
 __all__ = ["EWC", "L2", "RULES"]
 
@@ -102,6 +103,7 @@ class EWC(nn.Module):
             raise ValueError(f"gamma must be between 0 and 1, not {gamma!r}.")
         if gamma != 1.0 and rule != "online":
             raise ValueError(f"gamma applies to the rule 'online' only, not to {rule!r}.")
+        check_known(model)
         # A plain attribute assignment would make the model a submodule of this one.
         object.__setattr__(self, "_model", model)
         self.lam = lam
@@ -168,7 +170,9 @@ class EWC(nn.Module):
 
         Raises:
             RuntimeError: one of them is gone or has changed its shape.
+            NotImplementedError: they are spread over processes, which the curvature cannot be.
         """
+        take_apart(self._model)
         return self._checked(dict(self._model.named_parameters()))
 
     def weights(self) -> dict[str, Tensor]:
@@ -239,8 +243,8 @@ class EWC(nn.Module):
         here = {}
         for name, value in self.values().items():
             given = value if at is None else _checked_weights(at, name, value)
-            here[name] = given.detach().to(value.device)
-            if not here[name].isfinite().all():
+            here[name] = spread_like(given.detach().to(value.device), value)
+            if not whole(here[name].isfinite().all()):
                 where = "of the model" if at is None else "in at"
                 raise ValueError(f"Parameter {name!r} {where} is not finite.")
         self._kept.merge(fisher, weight, here, self.rule, self.gamma)
@@ -442,6 +446,11 @@ class EWC(nn.Module):
         if complaint := self._other_kind(state_dict.get(f"{prefix}_extra_state")):
             error_msgs.append(complaint)
             return
+        # What one process has saved may go on in several, and the other way round.
+        state_dict = dict(state_dict)
+        for key, mine in self._buffers.items():
+            if (theirs := state_dict.get(f"{prefix}{key}")) is not None:
+                state_dict[f"{prefix}{key}"] = spread_like(theirs, mine)
         super()._load_from_state_dict(
             state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
         )
@@ -501,7 +510,22 @@ class EWC(nn.Module):
         if lies != here and self._kept.follows:
             # The model has moved since: follow it.
             self.to(here)
+        self._spread(checked)
         return checked
+
+    def _spread(self, values: Mapping[str, Tensor]) -> None:
+        """Follow a model that has been spread over processes."""
+        for name, value in values.items():
+            if not is_spread(value):
+                continue
+            if not self._kept.spreads:
+                raise NotImplementedError(
+                    f"Parameter {name!r} is spread over processes, which curvature "
+                    f"{self.curvature!r} cannot be: take 'diagonal'."
+                )
+            for key in (buffer_key(kind, name) for kind in ("anchor", "importance")):
+                if key in self._buffers and not is_spread(self._buffers[key]):
+                    self._buffers[key] = spread_like(self._buffers[key], value)
 
     def _gone(self, name: str, value: Tensor | None) -> str:
         carry = (

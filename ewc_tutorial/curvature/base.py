@@ -11,6 +11,8 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from ewc_tutorial.sharded import whole
+
 #: How tasks may combine.
 RULES = ("separate", "latest", "online", "average")
 
@@ -36,6 +38,8 @@ class Curvature(ABC):
     why_not: str = ""
     #: Whether what is remembered lies where the model does.
     follows: bool = True
+    #: Whether it can be spread over processes as the weights are.
+    spreads: ClassVar[bool] = False
     #: Whether a proximal step may need the values before the optimizer's step.
     needs_start: ClassVar[bool] = False
     #: After how many steps of an optimizer a proximal step is worth its time.
@@ -206,7 +210,7 @@ def checked(F: Tensors, name: str, shape: Sequence[int]) -> Tensor:
             f"fisher[{name!r}] has shape {tuple(F[name].shape)}, but the parameter has "
             f"{tuple(shape)}."
         )
-    if not F[name].isfinite().all():
+    if not whole(F[name].isfinite().all()):
         raise ValueError(f"fisher[{name!r}] must be finite and not negative.")
     return F[name]
 

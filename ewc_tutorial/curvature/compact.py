@@ -13,7 +13,7 @@ import os
 import zlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -53,6 +53,7 @@ class Compact(Diagonal):
     """
 
     name = "compact"
+    spreads: ClassVar[bool] = False
 
     def __init__(
         self,

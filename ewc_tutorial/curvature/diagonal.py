@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -23,6 +23,7 @@ from ewc_tutorial.curvature.base import (
 from ewc_tutorial.fisher import fisher_diagonal
 from ewc_tutorial.fisher.likelihoods import ESTIMATORS
 from ewc_tutorial.precision import widest
+from ewc_tutorial.sharded import spread_like, whole
 
 
 class Diagonal(Curvature):
@@ -35,6 +36,7 @@ class Diagonal(Curvature):
 
     name = "diagonal"
     rules: tuple[str, ...] = RULES
+    spreads: ClassVar[bool] = True
 
     def protect(self, buffers: dict[str, Tensor], model: nn.Module, values: Tensors) -> None:
         super().protect(buffers, model, values)
@@ -87,7 +89,8 @@ class Diagonal(Curvature):
                 share = torch.where(total > 0, new / total, 1.0)
                 offset = at - anchor
                 # What two quadratics around different anchors still cost at their common minimum.
-                constants[name] += (S * share * offset.square()).sum(dtype=widest(S.device)).item()
+                cost = (S * share * offset.square()).sum(dtype=widest(S.device))
+                constants[name] += whole(cost).item()
                 updates.append((total, anchor + share * offset))
             elif rule == "average":
                 step = weight / total_weight if total_weight else 0.0
@@ -114,7 +117,8 @@ class Diagonal(Curvature):
         importance, anchors = self.importance, self.anchor
         total: Tensor | float = sum(self._constants.values())
         for name in self.names:
-            total = total + (importance[name] * (values[name] - anchors[name]).square()).sum()
+            squares = importance[name] * (values[name] - anchors[name]).square()
+            total = total + whole(squares.sum())
         return torch.as_tensor(total)
 
     def add_gradient_(self, values: Tensors, lam: float) -> None:
@@ -177,7 +181,7 @@ class Diagonal(Curvature):
     ) -> Callable[[float], dict[str, Tensor]]:
         importance, anchors = dict(self.importance), self.anchor
         new = {name: _checked(F, name, S) for name, S in importance.items()}
-        new = {name: f + damping * f.mean() for name, f in new.items()}
+        new = {name: f + damping * whole(f.mean()) for name, f in new.items()}
 
         def at(lam: float) -> dict[str, Tensor]:
             found = {}
@@ -214,9 +218,9 @@ class Diagonal(Curvature):
 def _checked(F: Tensors, name: str, S: Tensor) -> Tensor:
     """Return ``F[name]`` as S is kept, if it is Fisher information."""
     new = checked(F, name, S.shape)
-    if (new < 0).any():
+    if whole((new < 0).any()):
         raise ValueError(f"fisher[{name!r}] must be finite and not negative.")
-    return new.to(S)
+    return spread_like(new.to(S.device, S.dtype), S)
 
 
 class Identity(Diagonal):

@@ -32,6 +32,7 @@ from ewc_tutorial.fisher.samples import Batch, Samples, make_samples
 from ewc_tutorial.fisher.undisturbed import undisturbed
 from ewc_tutorial.precision import widest
 from ewc_tutorial.randomness import as_generator
+from ewc_tutorial.sharded import check_known, gathered, spread_as_before, was_spread
 
 #: The batch that ``batched`` averages over, where the data has no batches of its own.
 DEFAULT_BATCH = 32
@@ -218,6 +219,11 @@ def _fisher(
     # What is wrong if the outputs of every batch are like those of the batches so far.
     doubt: str | bool | None = True
     with _engine(model, layers, transposed) as (engine, prefix):
+        if not distributed and any(map(was_spread, engine.parameters.values())):
+            raise ValueError(
+                "distributed must be True for weights that are spread over processes: each would "
+                "keep a part of another Fisher information."
+            )
         samples = make_samples(data, n_samples, generator)
         again = samples.repeatable() if rotate else lambda: samples
         before_draws = generator.get_state()
@@ -243,10 +249,13 @@ def _fisher(
                 raise ValueError("data must have at least one sample, but it is empty.")
             if isinstance(doubt, str):  # True: this process has met no sample
                 raise ValueError(doubt)
-            return {
-                name: _finished(prefix + name, sums[name] / count, dtype)
-                for name, (_, dtype) in engine.results.items()
-            }
+            found = {}
+            for name, (_, dtype) in engine.results.items():
+                # One after the other, so that there is no second copy of them all.
+                mean = _finished(prefix + name, sums.pop(name) / count, dtype)
+                parameter = engine.parameters.get(name, mean)
+                found[name] = spread_as_before(mean, parameter)
+            return found
 
         found = one_pass()
         if rotate and engine.layers:
@@ -310,6 +319,7 @@ def _engine(
 ) -> Iterator[tuple[Engine, str]]:
     """Yield an engine for the trainable parameters, and what wrappers put before their names."""
     model, prefix = _unwrapped(model)
+    check_known(model)
     check_model(model)
     inside = {
         weight.removeprefix(prefix): bias and bias.removeprefix(prefix)
@@ -319,7 +329,7 @@ def _engine(
     names = [name for name, p in model.named_parameters() if p.requires_grad]
     if not names:
         raise ValueError("model must have at least one trainable parameter, but it has none.")
-    with undisturbed(model), Engine(model, names, inside, turned) as engine:
+    with gathered(model), undisturbed(model), Engine(model, names, inside, turned) as engine:
         yield engine, prefix
 
 

@@ -14,6 +14,7 @@ except ImportError as error:
 
 from ewc_tutorial.attachment import Attachment
 from ewc_tutorial.ewc import EWC
+from ewc_tutorial.sharded import check_saved_by_one
 
 __all__ = ["EWCCallback"]
 
@@ -36,6 +37,7 @@ class EWCCallback(Callback):
     Raises:
         ValueError: when training begins, no optimizer trains anything that the EWC protects, or one
             that does is of an unknown kind.
+        NotImplementedError: the weights are spread over processes then.
     """
 
     def __init__(self, ewc: EWC, every: int | None = None) -> None:
@@ -45,6 +47,7 @@ class EWCCallback(Callback):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         protected = set(self.ewc.weights().values())
+        check_saved_by_one(protected, type(self).__name__)
         optimizers = [
             optimizer
             for optimizer in trainer.optimizers

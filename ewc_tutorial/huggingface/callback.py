@@ -13,6 +13,7 @@ from ewc_tutorial.attachment import Attachment
 from ewc_tutorial.ewc import EWC
 from ewc_tutorial.files import replacing
 from ewc_tutorial.huggingface.trainer import ATTACHED_FILE, EWC_FILE, restore
+from ewc_tutorial.sharded import check_saved_by_one
 
 __all__ = ["EWCCallback"]
 
@@ -37,6 +38,7 @@ class EWCCallback(TrainerCallback):
             of an unknown kind.
         FileNotFoundError: training is resumed, nothing is consolidated, and the checkpoint holds
             nothing of an EWC either.
+        NotImplementedError: the weights are spread over processes (FSDP).
     """
 
     def __init__(self, ewc: EWC, every: int | None = None) -> None:
@@ -45,6 +47,7 @@ class EWCCallback(TrainerCallback):
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self.on_train_end()  # of a training that ended with an error
+        check_saved_by_one(self.ewc.weights().values(), type(self).__name__)
         folder = self._checkpoint(args, state)
         if state.global_step:
             restore(self.ewc, folder / EWC_FILE)

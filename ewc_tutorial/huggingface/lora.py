@@ -31,6 +31,7 @@ from ewc_tutorial.curvature import Curvature, Kronecker
 from ewc_tutorial.ewc import EWC, rates_by_name
 from ewc_tutorial.precision import widest
 from ewc_tutorial.randomness import as_generator
+from ewc_tutorial.sharded import is_spread
 
 
 class LoraEWC(EWC):
@@ -81,6 +82,11 @@ class LoraEWC(EWC):
         """Return Δ = s·BA per protected weight, in the weight's own layout, differentiable, and
         what is protected as it is."""
         parameters = dict(self.model.named_parameters())
+        if any(map(is_spread, parameters.values())):
+            raise NotImplementedError(
+                "A LoraEWC needs whole weights in every process, and some of the model are spread "
+                "over processes: use plain data parallelism."
+            )
         return self._checked(
             {
                 name: self._layers[name].get_delta_weight(self._adapter)

@@ -16,6 +16,7 @@ from ewc_tutorial.huggingface.batches import DictBatch, dict_batches, pad_batch,
 from ewc_tutorial.huggingface.logits import Logits
 from ewc_tutorial.huggingface.tasks import checked_task, pad_token_of
 from ewc_tutorial.randomness import as_generator
+from ewc_tutorial.sharded import gathered
 
 ESTIMATORS = ("sampled", "empirical", "exact", "argmax")
 #: Sequences per pass where the data has no batches of its own.
@@ -116,15 +117,16 @@ def sequence_fisher(
     turned = [f"model.{weight}" for weight in transposed]
     factors = partial(fisher_factors, layers=inside, transposed=turned, eigenvalues=eigenvalues)
     measure = factors if inside else fisher_diagonal
-    fisher = measure(
-        logits,
-        Stream(batches, n_samples, logits.read),
-        estimator=estimator,
-        batch_size=batch_size,
-        likelihood=logits.likelihood,
-        generator=generator,
-        progress=progress,
-    )
+    with gathered(model):  # reading a batch runs the model as well
+        fisher = measure(
+            logits,
+            Stream(batches, n_samples, logits.read),
+            estimator=estimator,
+            batch_size=batch_size,
+            likelihood=logits.likelihood,
+            generator=generator,
+            progress=progress,
+        )
     return {name.removeprefix("model."): value for name, value in fisher.items()}
 
 

@@ -20,6 +20,7 @@ from transformers.trainer_utils import get_last_checkpoint
 from ewc_tutorial.attachment import Attachment
 from ewc_tutorial.ewc import EWC
 from ewc_tutorial.files import replacing
+from ewc_tutorial.sharded import check_saved_by_one
 
 #: The file in a checkpoint that holds what was consolidated.
 EWC_FILE = "ewc.pt"
@@ -90,9 +91,11 @@ class EWCTrainerMixin(_Trainer):
             )
         if self.is_deepspeed_enabled or self.is_fsdp_enabled:
             raise NotImplementedError(
-                "EWC needs whole weights on every device, which DeepSpeed and FSDP do not keep: "
-                "use plain data parallelism."
+                "EWC in a Trainer needs whole weights on every device, which DeepSpeed and FSDP do "
+                "not keep: use plain data parallelism, or fully_shard and EWC.attach() in a loop "
+                "of your own."
             )
+        check_saved_by_one(ewc.weights().values(), type(self).__name__)
         self.add_callback(_AtEachStep(self, ewc))
 
     def train(self, resume_from_checkpoint: Any = None, *args: Any, **kwargs: Any) -> Any:
