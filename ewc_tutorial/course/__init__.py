@@ -10,7 +10,7 @@ In the order of the course:
 * ``bayes`` and ``pairs`` (01), ``rises`` (03, 04), ``sweep`` and ``explorer`` (05), ``metrics``
   (06), ``scenarios`` (07), ``bugs`` (08), ``language`` (09), ``study`` (11), ``reproduction`` (12);
 * ``plots``: every figure; ``tables``: runs that were made beforehand; ``publish``: executes the
-  notebooks.
+  notebooks; ``glossary``: the terms in four languages; ``address``: links to where they can be run.
 """
 
 try:

@@ -78,6 +78,7 @@ def lambda_choice(
         y = low - (i + 0.3) * step
         ax.plot([first, last], [y, y], color=drawn[name], lw=4, solid_capstyle="round")
     if published:
+        ax.plot([], [], color="0.5", lw=4, solid_capstyle="round", label="best λ, published")
         ax.set_ylim(low - (len(published) + 0.3) * step, high)
     ax.legend(fontsize="small", loc="center left", bbox_to_anchor=(1.0, 0.5))
     return ax
