@@ -35,7 +35,7 @@ SLOW_TESTS = ("browser", "speech", "wheel")
 UNIT_TESTS = ("tests", *("--ignore=tests/" + folder for folder in SLOW_TESTS))
 # A cell of a lesson takes at most about 15 s; slow machines get some slack.
 NBVAL = ("--nbval-lax", "--nbval-current-env", "--nbval-cell-timeout=300")
-# A notebook has one kernel, a file's tests share servers: each is one process's work from end to end.
+# A notebook has one kernel and a file's tests share servers: each stays with one process.
 TWO_AT_ONCE = ("-n", "2", "--dist", "loadfile")
 
 Line = List[str]

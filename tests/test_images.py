@@ -47,7 +47,17 @@ def answers(address: str) -> str:
 
 @pytest.mark.timeout(2400)
 def test_the_image_of_the_course_has_both_commands_and_the_service():
-    docker("build", "--file", DOCKERFILE, "--target", "course", "--tag", "ewc-course", str(ROOT), seconds=2000)
+    docker(
+        "build",
+        "--file",
+        DOCKERFILE,
+        "--target",
+        "course",
+        "--tag",
+        "ewc-course",
+        str(ROOT),
+        seconds=2000,
+    )
     docker("run", "--rm", "ewc-course", "python", "-c", CHECK)
     # `make test` would find nothing to install, and runs.
     once = "from make import *; set_up('test', False, ''); print(len(COMMANDS))"
