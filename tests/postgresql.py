@@ -21,8 +21,11 @@ def why_not() -> str | None:
     """Return why no server can be started here, or None."""
     if PROGRAMS is None:
         return "no PostgreSQL server is installed"
-    if _is_root() and not shutil.which("runuser"):
-        return "PostgreSQL does not run as root, and there is no runuser"
+    if _is_root():
+        import pwd
+
+        if not shutil.which("runuser") or "postgres" not in {u.pw_name for u in pwd.getpwall()}:
+            return "PostgreSQL does not run as root, and there is no runuser or no user postgres"
     return None
 
 

@@ -32,6 +32,7 @@ def attend(own: Settings) -> None:
         SystemExit: the settings name no index to take them from.
         UnusableIndexError: it cannot be reached.
     """
+    logging.getLogger("procrastinate").setLevel(logging.WARNING)  # it writes each task, all of it
     if own.database is None:
         raise SystemExit(f"{PREFIX}DATABASE must be set for a worker: that of the service.")
     own.data.mkdir(parents=True, exist_ok=True)

@@ -19,7 +19,7 @@ import os
 import shutil
 import uuid
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -31,7 +31,8 @@ from ewc_tutorial.speech.database import Database, is_lost
 from ewc_tutorial.speech.disk import DISK_ERRORS
 from ewc_tutorial.speech.errors import RefusedError
 from ewc_tutorial.speech.folders import TEXT_NAME
-from ewc_tutorial.speech.index import Correction, Index, now
+from ewc_tutorial.speech.index import Correction, Deletion, Index, now
+from ewc_tutorial.speech.trail import DELETION, Trail
 
 ABOUT = "about.json"
 #: The name, without an ending, of a recording that was sent in a format that ffmpeg reads.
@@ -64,6 +65,7 @@ class Corrections:
 
     Attributes:
         index: to search it.
+        trail: for an index that must be made again.
         incoming, folder: of what is half done, and of what is whole.
     """
 
@@ -73,6 +75,7 @@ class Corrections:
         self.incoming = folder / "incoming"
         self.folder = folder / "corrections"
         self.index = Index(database)
+        self.trail = Trail(folder)
         self._max_bytes = max_bytes
         self._max_seconds = max_seconds
         for path in (self.incoming, self.folder):
@@ -235,10 +238,12 @@ class Corrections:
         folder = self.folder / correction.id
         gone = self.incoming / f"{correction.id}{REMOVED}"  # after a kill the start goes on here
 
-        def take_away() -> None:
+        def take_away(kept: Deletion | None) -> None:
             if folder.exists():
                 os.rename(folder, gone)
                 files.sync_folder(self.folder)
+            if kept is not None:
+                self.trail.add(DELETION, asdict(kept))
 
         try:
             self.index.delete(correction, reason, take_away)

@@ -189,7 +189,7 @@ def is_lost(error: Exception) -> bool:
 
 def open_database(path: Path) -> Database:
     """Return the database in a file. One that is damaged is put aside and a new one begun, into
-    which the corrections come from their files; the list of trainings is lost. For the start only.
+    which corrections and trainings come from their files; losses are lost. For the start only.
     """
     try:
         database = Database(path)

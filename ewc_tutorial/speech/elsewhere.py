@@ -49,7 +49,9 @@ _log = logging.getLogger(__name__)
 def queue_of(settings: Settings) -> procrastinate.App:
     """Return procrastinate's application, to be opened."""
     pool = {"min_size": 1, "max_size": 4, "timeout": 10.0}
-    return procrastinate.App(procrastinate.PsycopgConnector(conninfo=settings.database, **pool))
+    return procrastinate.App(
+        connector=procrastinate.PsycopgConnector(conninfo=settings.database, **pool)
+    )
 
 
 def make_tables(database: Database) -> None:
@@ -74,6 +76,7 @@ class Queue:
         self._jobs = jobs
         self._on_over = on_over
         self._stopping = threading.Event()
+        logging.getLogger("procrastinate").setLevel(logging.WARNING)
         self._tending = threading.Thread(target=self._tend, daemon=True)
 
     def recover(self) -> None:

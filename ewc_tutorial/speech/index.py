@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -166,18 +166,33 @@ class Index:
             before_commit()
 
     def delete(
-        self, correction: Correction, reason: str, before_commit: Callable[[], None]
+        self, correction: Correction, reason: str, before_commit: Callable[[Deletion | None], None]
     ) -> None:
-        """Delete a row; that it was there, and why it is gone, is kept."""
-        trail = {name: getattr(correction, name) for name in ("seq", "id", "created")}
+        """Delete a row; that it was there, and why it is gone, is kept.
+
+        Args:
+            correction: whose row.
+            reason: to keep.
+            before_commit: gets what is kept, or None if there was no row; if it raises, nothing is
+                deleted.
+        """
+        kept = None
         with self._database.connection() as connection:
-            gone = connection.execute(
-                sa.delete(CORRECTIONS).where(CORRECTIONS.c.id == correction.id)
-            )
-            if gone.rowcount:
-                trail |= {"deleted": now(), "reason": reason}
-                connection.execute(sa.insert(DELETIONS).values(trail))
-            before_commit()
+            gone = sa.delete(CORRECTIONS).where(CORRECTIONS.c.id == correction.id)
+            if connection.execute(gone).rowcount:
+                kept = Deletion(correction.seq, correction.id, correction.created, now(), reason)
+                connection.execute(sa.insert(DELETIONS).values(asdict(kept)))
+            before_commit(kept)
+
+    def restore_deletions(self, rows: list[dict[str, Any]]) -> None:
+        """Enter what was deleted, but for what is there, as deleted or as a correction."""
+        with self._database.connection(alone=True) as connection:
+            known = {
+                n for t in (CORRECTIONS, DELETIONS) for n in connection.scalars(sa.select(t.c.seq))
+            }
+            for row in rows:
+                if row["seq"] not in known:
+                    connection.execute(sa.insert(DELETIONS).values(row))
 
     def deletions(self, after: int, limit: int) -> list[Deletion]:
         """Return what was deleted after number ``after``, by number."""

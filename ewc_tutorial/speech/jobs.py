@@ -46,9 +46,20 @@ class Jobs:
             "id": job, "state": "waiting", "created": now(), "options": json.dumps(options),
             "last_seq": last_seq, "model_before": model_before,
         }  # fmt: skip
-        with self._database.connection() as connection:
+        last = sa.select(sa.func.max(JOBS.c.seq))
+        with self._database.connection(alone=True) as connection:
+            row["seq"] = 1 + (connection.scalar(last) or 0)
             connection.execute(sa.insert(JOBS).values(row))
         return job
+
+    def restore(self, rows: list[dict[str, Any]]) -> None:
+        """Enter jobs that are over, as :meth:`page` returned them, but for those that are there."""
+        with self._database.connection(alone=True) as connection:
+            known = set(connection.scalars(sa.select(JOBS.c.seq)))
+            for row in rows:
+                if row["seq"] not in known:
+                    texts = {name: json.dumps(row[name]) for name in ("options", "results")}
+                    connection.execute(sa.insert(JOBS).values(row | texts))
 
     def waiting(self) -> list[dict[str, Any]]:
         """Return the jobs that wait for their turn, the first one first, without losses."""

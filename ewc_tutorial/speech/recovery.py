@@ -12,6 +12,7 @@ from ewc_tutorial import files
 from ewc_tutorial.speech.corrections import ABOUT, REMOVED, Corrections, read_about, write_about
 from ewc_tutorial.speech.errors import RefusedError
 from ewc_tutorial.speech.folders import TEXT_NAME
+from ewc_tutorial.speech.trail import DELETION
 
 _log = logging.getLogger(__name__)
 
@@ -43,6 +44,7 @@ def recover(corrections: Corrections, clean: Callable[[str], str] = str.strip) -
             _log.warning("Correction %s was whole on disk and is now in the index.", path.name)
         except (RefusedError, ValueError, OSError) as error:
             _log.error("Folder %s is no correction and is left alone: %s", path, error)
+    index.restore_deletions(corrections.trail.rows(DELETION))
     for name in sorted(known - here.keys()):
         _log.error("The files of correction %s are gone; it is not used in training.", name)
     _complete(corrections)

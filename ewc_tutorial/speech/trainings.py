@@ -18,6 +18,7 @@ from ewc_tutorial.speech.recogniser import SMALL
 from ewc_tutorial.speech.runner import Runner
 from ewc_tutorial.speech.serving import Serving
 from ewc_tutorial.speech.settings import Settings
+from ewc_tutorial.speech.trail import TRAINING
 from ewc_tutorial.speech.versions import BASE, Versions
 
 if TYPE_CHECKING:
@@ -55,6 +56,7 @@ class Trainings:
         self._models = models
         self._serving = serving
         self._turn = threading.RLock()
+        self._noted: set[int] = set()
         self.runner = make_runner(settings, jobs, self.go_on)
 
     def request(self, wish: TrainRequest) -> str:
@@ -81,12 +83,25 @@ class Trainings:
 
     def recover(self) -> None:
         """Take up what an earlier end has cut off, or what waits. For the start only."""
+        known = self._corrections.trail.rows(TRAINING)
+        self._jobs.restore(known)
+        self._noted.update(row["seq"] for row in known)
         self.runner.recover()
         self.go_on()
+
+    def _note_what_is_over(self) -> None:
+        """Write down how trainings ended, for an index that must be made again."""
+        for row in self._jobs.page(limit=MAX_WAITING + 2)[::-1]:
+            if row["finished"] and row["seq"] not in self._noted:
+                del row["losses"]
+                self._corrections.trail.add(TRAINING, row)
+                self._noted.add(row["seq"])
 
     def go_on(self) -> None:
         """Start the next training, if none runs and one waits."""
         try:
+            with self._turn:
+                self._note_what_is_over()
             while not self._start_next():
                 pass
         except DISK_ERRORS as error:

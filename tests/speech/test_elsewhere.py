@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import asyncio
 import subprocess
 import sys
+import threading
 import time
+from contextlib import contextmanager
 
 import pytest
 
 pytest.importorskip("fastapi", reason="the group 'speech' is not installed")
 pytest.importorskip("procrastinate", reason="the group 'speech-hosts' is not installed")
 
-from ewc_tutorial.speech import elsewhere
+from ewc_tutorial.speech import attending, elsewhere, runner
 from ewc_tutorial.speech.base import prepare
 from ewc_tutorial.speech.messages import TrainRequest
 from ewc_tutorial.speech.service import Service
@@ -43,7 +46,8 @@ def service(server, tmp_path, settings, new_speech, monkeypatch):
     for name, seconds in QUICK.items():
         monkeypatch.setattr(elsewhere, name, seconds)
     place = {"data": tmp_path / "data", "database": server.new("elsewhere"), "worker": "elsewhere"}
-    read = Settings(**settings | place | {"steps": 40, "checkpoint_every": 5})
+    few = {"steps": 16, "checkpoint_every": 2, "fisher_samples": 5, "max_tests": 4}
+    read = Settings(**settings | place | few)
     read.data.mkdir()
     prepare(read)
     running = Service(read)
@@ -79,51 +83,106 @@ def work(service, monkeypatch, tmp_path):
         process.stdout.close()
 
 
-def test_a_worker_elsewhere_trains_and_another_goes_on_after_its_end(service, work):
+@contextmanager
+def worker(service):
+    """A worker in a thread of this process."""
+    stop = threading.Event()
+    run = attending._work(service.settings, service.jobs, stop)
+    thread = threading.Thread(target=lambda: asyncio.run(run))
+    thread.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        thread.join()
+
+
+@pytest.fixture
+def processes(monkeypatch):
+    """Trainings are processes that wait for the end of their input; those that were started."""
+    started, start = [], subprocess.Popen
+
+    def wait(command, **options):
+        started.append(start([sys.executable, "-c", "input(), input()"], **options))
+        started[-1].job = command[-1]
+        return started[-1]
+
+    monkeypatch.setattr(runner.subprocess, "Popen", wait)
+    yield started
+    for process in started:
+        process.kill()
+        process.wait()
+
+
+def test_a_worker_takes_what_is_due_and_ends_what_is_cancelled(service, processes, monkeypatch):
     jobs = service.jobs
 
-    def train(**wish):
+    def request(**wish):
         return service.trainings.request(TrainRequest(**wish))
 
-    def step(job):
-        losses = jobs.get(job)["losses"]
-        return losses[-1]["step"] if losses else 0
+    def in_queue(what):
+        with jobs._database.connection() as connection:
+            return connection.exec_driver_sql(f"SELECT {what} FROM procrastinate_jobs").all()
 
-    first, second = train(), train(steps=5_000)
+    first, second = request(), request(lam=1)
     assert [jobs.get(job)["state"] for job in (first, second)] == ["queued", "waiting"]
-    worker = work()
-    wait_for(lambda: step(first) >= 7)
-    worker.kill()  # as a power cut would
-    worker.wait()
-    at_kill = step(first)
-    worker = work()
-    wait_for(lambda: jobs.get(first)["finished"])
-    row = jobs.get(first)
-    assert (row["state"], row["error"]) == ("done", None) or row["state"] == "rejected"
-    assert row["attempts"] == 2
-    assert [loss["step"] for loss in row["losses"]] == list(range(1, 41))
-    assert at_kill < 40
-    assert row["model_after"] in (None, service.serving.current()[0])
-    log = (service.settings.data / "work" / first / "log.txt").read_text()
-    assert "Traceback" not in log
-    # The next one comes by itself. Its worker is told to end, which is no failed attempt.
-    wait_for(lambda: step(second) >= 6)
-    worker.terminate()
-    assert worker.wait(timeout=30) == 0
+    wait_for(lambda: in_queue("queueing_lock") == [(first,)])
+    assert "postgresql" not in in_queue("args::text")[0][0], "addresses have passwords"
+    with worker(service):
+        wait_for(lambda: len(processes) == 1)
+        jobs.begin(first)
+        service.trainings.runner.cancel(first)
+        wait_for(lambda: processes[0].poll() is not None)
+        wait_for(lambda: len(processes) == 2)  # the next one comes by itself
+        jobs.begin(second)
+    # The worker was told to end, which is no failed attempt; another one goes on.
+    assert processes[1].poll() is not None
+    assert jobs.get(second)["state"] == "running"
     assert jobs.cut_off(second) == 0
-    worker = work()
-    wait_for(lambda: jobs.get(second)["attempts"] == 2)
-    # It is cancelled here, and the process there ends.
-    service.trainings.runner.cancel(second)
-    checkpoints = service.settings.data / "work" / second / "checkpoints"
-    wait_for(lambda: not checkpoints.exists())
-    assert jobs.get(second)["state"] == "cancelled"
-    third = train(steps=1)
+    with worker(service):
+        wait_for(lambda: len(processes) == 3)
+        jobs.begin(second)
+        jobs.finish(second, "base")
+        wait_for(lambda: in_queue("1") == [])
+    assert [process.job for process in processes] == [first, second, second]
+    assert [row["state"] for row in jobs.page()] == ["done", "cancelled"]
+
+    # Workers that give no sign of life any more.
+    monkeypatch.setattr(elsewhere, "DEAD_SECONDS", 0.5)
+    third = request()
+
+    async def die():
+        queue = elsewhere.queue_of(service.settings)
+        async with queue.open_async():
+            me = await queue.job_manager.register_worker()
+            while await queue.job_manager.fetch_job(queues=None, worker_id=me) is None:
+                await asyncio.sleep(0.05)
+
+    for _ in range(runner.MAX_ATTEMPTS):
+        asyncio.run(die())
+        jobs.begin(third)
     wait_for(lambda: jobs.get(third)["finished"])
-    assert jobs.get(third)["attempts"] == 1
-    with service.jobs._database.connection() as connection:
-        left = connection.exec_driver_sql("SELECT args::text FROM procrastinate_jobs").scalars()
-        assert not any("postgresql" in args for args in left), "addresses have passwords"
+    assert "cut off 3 times" in jobs.get(third)["error"]
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_a_worker_elsewhere_trains_and_another_goes_on_after_its_end(service, work):
+    jobs = service.jobs
+    job = service.trainings.request(TrainRequest())
+    killed = work()
+    wait_for(lambda: [loss["step"] for loss in jobs.get(job)["losses"]][2:], 400)
+    killed.kill()  # as a power cut would
+    killed.wait()
+    work()
+    wait_for(lambda: jobs.get(job)["finished"], 400)
+    row = jobs.get(job)
+    assert row["state"] in ("done", "rejected"), row["error"]
+    assert row["attempts"] == 2
+    assert [loss["step"] for loss in row["losses"]] == list(range(1, 17))
+    assert row["model_after"] in (None, service.serving.current()[0])
+    log = (service.settings.data / "work" / job / "log.txt").read_text()
+    assert "Traceback" not in log
 
 
 @pytest.mark.parametrize(

@@ -35,12 +35,21 @@ def rows(kept):
 def test_an_index_made_again_is_the_same_but_for_what_no_file_has(tmp_path, wav, store, indexes):
     kept = filled(store, tmp_path / "d", wav)
     kept.remove(rows(kept)[2])
+    kept.remove(rows(kept)[-1])
+    with open(tmp_path / "d" / "trail.jsonl", "ab") as trail:  # a power cut
+        trail.write(b'\n{"kind": "deletion", "seq": 1, "id"')
+    kept.remove(rows(kept)[-1], "retention")
     before, split = rows(kept), kept.split(99, 5)
+    deleted = kept.index.deletions(0, 9)
     indexes.lose(tmp_path / "d")
     again = store(tmp_path / "d")
     recover(again, lambda sent: f"text {sent[:-1]}")
     assert rows(again) == before
-    assert [c.seq for c in before] == [1, 2, 4, 5, 6, 7, 8]
+    assert [c.seq for c in before] == [1, 2, 4, 5, 6]
+    assert again.index.deletions(0, 9) == deleted
+    assert [(d.seq, d.reason) for d in deleted] == [
+        (3, "request"), (7, "retention"), (8, "request"),
+    ]  # fmt: skip
     assert again.split(99, 5) == split
     assert again.add(io.BytesIO(wav(seed=50).read_bytes()), "next")[0].seq == 9
 

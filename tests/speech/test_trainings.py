@@ -340,3 +340,27 @@ def test_a_version_that_is_put_into_use_meanwhile_stays(tmp_path, monkeypatch):
     assert models.prune(newest=1) == ["0001-a"]
     assert models.exists("0000-a")
     assert models.current() == "0000-a"
+
+
+def test_an_index_made_again_knows_the_trainings_that_were_over(service, indexes):
+    trainings = service.trainings
+    first, second = (trainings.request(TrainRequest(lam=lam)) for lam in (1, 2))
+    trainings.runner.cancel(first)
+    service.jobs.finish(second, "base", lambda: {"removed": ["x"]})
+    trainings.go_on()
+    third = trainings.request(TrainRequest())
+    wanted = service.jobs.page()[1:]
+    assert [row["state"] for row in wanted] == ["done", "cancelled"]
+    service.stop()
+    indexes.lose(service.settings.data)
+    place = indexes.place(service.settings.data)
+    database = None if isinstance(place, Path) else place
+    again = Service(service.settings.model_copy(update={"database": database}))
+    again.start()
+    try:
+        assert again.jobs.page() == wanted
+        assert again.jobs.get(third) is None
+        again.trainings.request(TrainRequest())
+        assert again.jobs.page()[0]["seq"] == 3
+    finally:
+        again.stop()
