@@ -30,7 +30,10 @@ def consolidate(
 ) -> None:
     """:meth:`EWC.consolidate` with :func:`sequence_fisher`: one sample is one sequence.
 
-    Give it the *old* data: what the model has learned and shall keep, never what comes next.
+    Give it the *old* data: what the model has learned and shall keep, never what comes next. Before
+    training on preferences (DPO), too, that is texts: what a model shall keep is its distribution
+    over texts. The likelihood of preferences, σ(β·margin), sees no change that moves both answers
+    alike, and its Fisher information vanishes with the margins that training makes large.
 
     Args:
         ewc: what remembers; an :class:`~ewc_tutorial.EWC` or a :class:`LoraEWC`. Only what it
