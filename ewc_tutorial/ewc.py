@@ -24,6 +24,8 @@ from torch import Tensor, nn
 from ewc_tutorial.attachment import Attachment
 from ewc_tutorial.curvature import RULES, Curvature, make_curvature
 from ewc_tutorial.curvature.base import buffer_key
+from ewc_tutorial.curvature.diagonal import Diagonal
+from ewc_tutorial.fisher.groups import InGroups
 from ewc_tutorial.fisher.undisturbed import only_trainable
 from ewc_tutorial.optimizers import known_optimizer
 from ewc_tutorial.path import WeightPath
@@ -200,18 +202,76 @@ class EWC(nn.Module):
             Tensors as :meth:`shapes` says: with a diagonal, per name of :meth:`values` one of its
             shape; for ``kronecker`` what :func:`~ewc_tutorial.fisher.fisher_factors` returns.
         """
-        with only_trainable(self._model, self.names):
+        return self._measured(self.names, data, estimator, fisher, options)
+
+    def _measured(
+        self,
+        names: Sequence[str],
+        data: Any,
+        estimator: str,
+        fisher: Callable[..., dict[str, Tensor]] | None,
+        options: dict[str, Any],
+    ) -> dict[str, Tensor]:
+        with only_trainable(self._model, names):
             return self._kept.measure(self._model, data, estimator, fisher, options)
 
     def consolidate(
-        self, data: Any, estimator: str = "exact", *, weight: float = 1.0, **options: Any
+        self,
+        data: Any,
+        estimator: str = "exact",
+        *,
+        weight: float = 1.0,
+        groups: int = 1,
+        **options: Any,
     ) -> None:
         """Measure the Fisher information on ``data`` at the present weights and remember both.
 
         Call it with the *finished* task's training data, after its last training step. It is
         ``merge(measure(data, …), weight)``: see :meth:`measure` and :meth:`merge`.
+
+        Args:
+            data, estimator, weight, options: as there.
+            groups: measure so many groups of parameters one after the other, each in a pass over
+                the data of its own, where memory does not hold the sums of all weights. F is the
+                same. With ``resume`` each group has a file of its own, with its number at the end.
+
+        Raises:
+            ValueError: ``groups`` is no whole number above zero, the data can be gone through but
+                once, or the curvature is no number per weight.
         """
-        self.merge(self.measure(data, estimator, **options), weight)
+        if isinstance(groups, bool) or not isinstance(groups, int) or groups < 1:
+            raise ValueError(f"groups must be a whole number above zero, not {groups!r}.")
+        if groups == 1:
+            self.merge(self.measure(data, estimator, **options), weight)
+        else:
+            self.merge(self._in_groups(data, estimator, groups, **options), weight)
+
+    def _in_groups(
+        self,
+        data: Any,
+        estimator: str,
+        groups: int,
+        fisher: Callable[..., dict[str, Tensor]] | None = None,
+        **options: Any,
+    ) -> InGroups:
+        if not isinstance(self._kept, Diagonal):
+            raise ValueError(f"groups must be 1 for curvature {self.curvature!r}, not {groups!r}.")
+        if isinstance(data, Iterator):
+            raise ValueError(
+                "data is gone through once for each of the groups, which an iterator cannot be: "
+                "pass a list of batches or a DataLoader."
+            )
+        generator = options.get("generator")
+        state = generator.get_state() if isinstance(generator, torch.Generator) else None
+
+        def measure(number: int, names: list[str]) -> dict[str, Tensor]:
+            if state is not None:  # the same samples and labels for all groups
+                generator.set_state(state)  # type: ignore[union-attr]
+            own = {"resume": f"{options['resume']}.{number}"} if options.get("resume") else {}
+            return self._measured(names, data, estimator, fisher, options | own)
+
+        sizes = {name: value.numel() for name, value in self.values().items()}
+        return InGroups(sizes, groups, measure)
 
     @torch.no_grad()
     def merge(

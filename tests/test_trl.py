@@ -10,7 +10,7 @@ pytest.importorskip("trl", reason="TRL is not installed (the extra frameworks)")
 from datasets import Dataset
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
-from trl import SFTConfig, SFTTrainer
+from trl import DPOConfig, DPOTrainer, SFTConfig, SFTTrainer
 
 from ewc_tutorial import EWC
 from ewc_tutorial.huggingface import EWCTrainerMixin, consolidate, sequence_fisher
@@ -35,6 +35,10 @@ NEW = [
 
 class Tuner(EWCTrainerMixin, SFTTrainer):
     """All that a user writes."""
+
+
+class PreferenceTuner(EWCTrainerMixin, DPOTrainer):
+    """Likewise."""
 
 
 @pytest.fixture
@@ -148,3 +152,79 @@ def test_training_is_that_of_a_loop_with_the_penalty(model, tokenizer, tmp_path,
         optimizer.step()
     for name, p in model.named_parameters():
         torch.testing.assert_close(p, named[name], rtol=1e-3, atol=1e-5)
+
+
+PAIRS = [
+    {"prompt": "who grows", "chosen": " pears ann", "rejected": " cats"},
+    {"prompt": "who keeps what", "chosen": " cats", "rejected": " plums ben"},
+]
+BETA = 0.3
+
+
+def preference_tuner(model, tokenizer, folder, ewc, update="gradient"):
+    arguments = DPOConfig(
+        str(folder), max_steps=STEPS, beta=BETA, max_length=24, per_device_train_batch_size=8,
+        use_cpu=True, bf16=False, gradient_checkpointing=False, report_to="none",
+        disable_tqdm=True, lr_scheduler_type="constant", max_grad_norm=0.0, save_strategy="no",
+    )  # fmt: skip
+    return PreferenceTuner(
+        model, args=arguments, ref_model=twin_of(model), train_dataset=Dataset.from_list(PAIRS),
+        processing_class=tokenizer, optimizers=(torch.optim.SGD(model.parameters(), lr=LR), None),
+        ewc=ewc, ewc_update=update,
+    )  # fmt: skip
+
+
+def preference_loss(model, reference):
+    """Return −log σ(β·(chosen − rejected)), each a log-ratio to the reference (Rafailov et al.
+    2023, equation 7)."""
+    losses = []
+    for pair in PAIRS:
+        ratios = []
+        for answer in ("chosen", "rejected"):
+            ((ids, n),) = by_hand([{"prompt": pair["prompt"], "completion": pair[answer]}])
+            with torch.no_grad():
+                before = log_likelihood(reference, ids, n)[0]
+            ratios.append(log_likelihood(model, ids, n)[0] - before)
+        losses.append(-torch.nn.functional.logsigmoid(BETA * (ratios[0] - ratios[1])))
+    return sum(losses) / len(losses)
+
+
+@pytest.mark.parametrize("update", ["gradient", "proximal"])
+def test_preferences_are_learned_as_in_a_loop_with_the_penalty(model, tokenizer, tmp_path, update):
+    """The Fisher is that of the old task, here a language model's: what is new does not matter."""
+    ewc = EWC(model, lam=LAM)
+    old = tuner(model, tokenizer, tmp_path / "old", OLD)
+    consolidate(ewc, old.train_dataset, "empirical")  # without the trainer's collator
+    F, anchor = fisher_by_hand(twin_of(model), OLD), dict(twin_of(model).named_parameters())
+    with torch.no_grad():
+        torch.manual_seed(1)
+        for p in model.parameters():
+            p.add_(0.1 * torch.randn_like(p))
+    twin, reference = twin_of(model), twin_of(model)
+    trainer = preference_tuner(model, tokenizer, tmp_path / "new", ewc, update)
+    trainer.train()
+    named = dict(twin.named_parameters())
+    for _ in range(STEPS):
+        twin.zero_grad()
+        preference_loss(twin, reference).backward()
+        with torch.no_grad():
+            for name, p in named.items():
+                pull = LAM * F[name]
+                if update == "gradient":
+                    p.sub_(LR * (p.grad + pull * (p - anchor[name])))
+                else:
+                    p.copy_((p - LR * p.grad + LR * pull * anchor[name]) / (1 + LR * pull))
+    for name, p in model.named_parameters():
+        torch.testing.assert_close(p, named[name], rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize("through", ["data set", "loader", "plain data set"])
+def test_preferences_are_no_texts_to_keep(model, tokenizer, tmp_path, through):
+    trainer = preference_tuner(model, tokenizer, tmp_path, EWC(model))
+    data = {
+        "data set": trainer.train_dataset,
+        "loader": trainer.get_train_dataloader(),
+        "plain data set": PAIRS,
+    }
+    with pytest.raises(ValueError, match="data holds preferences .* rejected answers are nothing"):
+        sequence_fisher(model, data[through])

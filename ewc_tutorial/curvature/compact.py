@@ -20,8 +20,9 @@ from torch import Tensor, nn
 
 from ewc_tutorial.curvature.base import RULES, Tensors, buffer_key, checked, gradient_of
 from ewc_tutorial.curvature.diagonal import Diagonal
-from ewc_tutorial.curvature.mapped import MappedCheckpoint, checksum
+from ewc_tutorial.curvature.mapped import MappedCheckpoint
 from ewc_tutorial.curvature.minifloat import numbers, rounded, scale_for
+from ewc_tutorial.fisher.saved import checksum
 from ewc_tutorial.precision import widest
 
 #: Weights that a step works on at a time, in float32.
@@ -113,28 +114,40 @@ class Compact(Diagonal):
         return dict.fromkeys(self.names, f"diagonal: S in 8 bits, anchor {anchor}")
 
     def merge(self, F: Tensors, weight: float, here: Tensors, rule: str, gamma: float) -> None:
-        for name, codes in ((name, self._codes(name)) for name in self.names):
-            if (checked(F, name, codes.shape) < 0).any():
-                raise ValueError(f"fisher[{name!r}] must be finite and not negative.")
-            if self.path is None:
-                _check_room(name, here[name], self.anchor[name].dtype)
-        if self.path is not None:
-            self._checkpoint = self._opened(here)
-            self._checksums = {name: checksum(mu) for name, mu in self.anchor.items()}
-        self._merges += 1
-        self._total_weight += weight
-        share = weight / self._total_weight if self._total_weight else 0.0
+        for name in self.names if self.path is None else ():
+            _check_room(name, here[name], self.anchor[name].dtype)
+        checkpoint = None if self.path is None else self._opened(here)
+        total_weight = self._total_weight + weight
+        share = weight / total_weight if total_weight else 0.0
         keep, take = {"average": (1 - share, share), "online": (gamma, weight)}.get(
             rule, (1.0, weight)
         )
-        for name in self.names:
-            self._take_in(name, F[name], here[name], keep, take, rule == "separate")
+        # F may be measured while it is gone through, so that nothing is held but what is kept.
+        made = {
+            name: self._taken_in(name, F, here[name], keep, take, rule == "separate")
+            for name in self.names
+        }
+        for name, (codes, scale, anchor, cost) in made.items():
+            self._codes(name).copy_(codes)
+            self._scales[name] = scale
+            self._constants[name] += cost
+            if self.path is None:
+                self.anchor[name].copy_(anchor)
+        self._merges += 1
+        self._total_weight = total_weight
+        if checkpoint is not None:
+            self._checkpoint = checkpoint
+            self._checksums = {name: checksum(mu) for name, mu in self.anchor.items()}
 
-    def _take_in(
-        self, name: str, F: Tensor, here: Tensor, keep: float, take: float, mean: bool
-    ) -> None:
-        """Make S of a name keep·S + take·F, and μ ``here`` or, if ``mean``, the mean of both."""
+    def _taken_in(
+        self, name: str, fisher: Tensors, here: Tensor, keep: float, take: float, mean: bool
+    ) -> tuple[Tensor, float, Tensor, float]:
+        """Return S of a name as keep·S + take·F, in codes with their scale; μ, which is ``here``
+        or, if ``mean``, the mean of both; and what both quadratics cost there."""
         codes, scale = self._codes(name), self._scales[name]
+        F = checked(fisher, name, codes.shape)
+        if (F < 0).any():
+            raise ValueError(f"fisher[{name!r}] must be finite and not negative.")
 
         def sums() -> Iterator[tuple[slice, Tensor, Tensor, Tensor]]:
             for rows in _pieces(codes.shape):
@@ -144,22 +157,20 @@ class Compact(Diagonal):
                 yield rows, old, new, (old + new).clamp_max_(torch.finfo(old.dtype).max)
 
         largest = max((total.max().item() for *_, total in sums()), default=0.0)
-        self._scales[name] = scale_for(largest)
+        new_codes, new_scale, cost = torch.empty_like(codes), scale_for(largest), 0.0
+        anchor = torch.empty_like(self.anchor[name]) if mean else here
         # Its own for each merge, so that errors of one task are independent of those of others.
-        seed = zlib.crc32(f"{self._merges} {name}".encode())
+        seed = zlib.crc32(f"{self._merges + 1} {name}".encode())
         generator = torch.Generator().manual_seed(seed)
         for rows, old, new, total in sums():
-            if self.path is None:
-                anchor, there = _at(self.anchor[name], rows), _at(here, rows)
-                if mean:
-                    part = torch.where(total > 0, new / total, 1.0)
-                    mu = anchor.to(total)
-                    offset = there.to(total) - mu
-                    cost = (old * part * offset.square()).sum(dtype=widest(total.device))
-                    self._constants[name] += cost.item()
-                    there = mu + part * offset
-                anchor.copy_(there)
-            _at(codes, rows).copy_(rounded(total, self._scales[name], generator))
+            if mean:
+                part = torch.where(total > 0, new / total, 1.0)
+                mu = _at(self.anchor[name], rows).to(total)
+                offset = _at(here, rows).to(total) - mu
+                cost += (old * part * offset.square()).sum(dtype=widest(total.device)).item()
+                _at(anchor, rows).copy_(mu + part * offset)
+            _at(new_codes, rows).copy_(rounded(total, new_scale, generator))
+        return new_codes, new_scale, anchor, cost
 
     def quadratic(self, values: Tensors) -> Tensor:
         total: Tensor | float = sum(self._constants.values())

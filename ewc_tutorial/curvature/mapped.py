@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import os
-import zlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -63,12 +62,6 @@ class MappedCheckpoint(Mapping[str, Tensor]):
                     f"{str(file)!r} has been written over since it became the anchor: save later "
                     "models elsewhere."
                 )
-
-
-def checksum(tensor: Tensor) -> int:
-    """Return a number that tells a tensor from others."""
-    numbers = tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy()
-    return zlib.crc32(numbers.data)
 
 
 def _stamp(file: Path) -> tuple[int, int, int]:

@@ -11,6 +11,7 @@ gradients to start from at the model's outputs, ``engine.py`` carries them to th
 
 from __future__ import annotations
 
+import os
 import warnings
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -23,12 +24,14 @@ from torch import Tensor, nn
 
 from ewc_tutorial.fisher.closed_forms.factors import eigenvectors
 from ewc_tutorial.fisher.engine import Engine, check_model
-from ewc_tutorial.fisher.inputs import Inputs, apply, n_samples
+from ewc_tutorial.fisher.inputs import Inputs, apply
+from ewc_tutorial.fisher.inputs import n_samples as rows_of
 from ewc_tutorial.fisher.likelihoods import ESTIMATORS, make_likelihood
 from ewc_tutorial.fisher.likelihoods.base import Draws, Likelihood, Seeds
 from ewc_tutorial.fisher.per_sample import run
 from ewc_tutorial.fisher.probe import PROBE_SIZE
 from ewc_tutorial.fisher.samples import Batch, Samples, make_samples
+from ewc_tutorial.fisher.saved import Saved, fingerprint
 from ewc_tutorial.fisher.undisturbed import undisturbed
 from ewc_tutorial.precision import widest
 from ewc_tutorial.randomness import as_generator
@@ -38,6 +41,8 @@ from ewc_tutorial.sharded import check_known, gathered, spread_as_before, was_sp
 DEFAULT_BATCH = 32
 #: Of a layer's block: the products of those of its factors, or the right ones in their basis.
 EIGENVALUES = ("product", "exact")
+#: What is told of the progress: samples done, and samples in all, if that is known.
+Progress = Callable[[int, int | None], object]
 #: Backward passes per batch from which on ``exact`` warns.
 MANY_PASSES = 1000
 
@@ -50,13 +55,14 @@ def fisher_diagonal(
     batch_size: int | None = None,
     likelihood: str | Likelihood = "categorical",
     generator: torch.Generator | int | None = None,
-    progress: bool = False,
+    progress: bool | Progress = False,
     *,
     classes: Sequence[int] | Tensor | None = None,
     ignore_index: int = -100,
     variance: float = 1.0,
     class_dim: int | None = None,
     distributed: bool = True,
+    resume: str | os.PathLike[str] | None = None,
 ) -> dict[str, Tensor]:
     """Return the diagonal of the Fisher information: the mean over samples of the squared score.
 
@@ -93,14 +99,20 @@ def fisher_diagonal(
             A :class:`~ewc_tutorial.fisher.Likelihood` of your own will do as well.
         generator: draws the subset and the labels; a number seeds a new one, None means 0, so that
             two calls agree. The global random state is never used.
-        progress: show a progress bar if it takes longer than about a second.
+        progress: show a progress bar if it takes longer than about a second; or call this after
+            each batch with the number of samples done and that of all, None where only the end of
+            a stream tells.
         classes: the active classes, as numbers or as a mask (C,): the softmax is over these alone.
         ignore_index: tokens of this label do not count.
         variance: of the likelihood ``gaussian``.
         class_dim: the dimension of the classes in outputs with more than two, where the labels do
             not tell: −1 for (B, T, C), 1 for (B, C, H, W).
         distributed: if ``torch.distributed`` is initialised, sum over all processes, each of which
-            must then call this with its share of the data.
+            must then call this with its share of the data. A model whose weights FSDP2 has spread
+            over processes is whole in each of them meanwhile.
+        resume: a file in which the sums are saved about every minute and at the end. If it is
+            there, the measurement goes on from it, to the same bits; the data is gone through
+            again, without being calculated with. It is left where it is.
 
     Returns:
         One tensor per trainable parameter, by its name in ``model.named_parameters()``, of its
@@ -109,7 +121,8 @@ def fisher_diagonal(
     Raises:
         TypeError: ``data`` or its labels have a type that does not fit; the model is TorchScript or
             has a complex parameter.
-        ValueError: an argument is unknown or out of range, the data is empty, labels are missing or
+        ValueError: an argument is unknown or out of range, ``resume`` is of another measurement,
+            the data is empty, labels are missing or
             do not fit the outputs, the model has no trainable parameter, is random in evaluation
             mode or cuts its outputs off, or a result is not finite.
     """
@@ -124,6 +137,7 @@ def fisher_diagonal(
         generator,
         progress,
         distributed,
+        resume=resume,
     )
 
 
@@ -136,7 +150,7 @@ def fisher_factors(
     batch_size: int | None = None,
     likelihood: str | Likelihood = "categorical",
     generator: torch.Generator | int | None = None,
-    progress: bool = False,
+    progress: bool | Progress = False,
     *,
     eigenvalues: str = "product",
     classes: Sequence[int] | Tensor | None = None,
@@ -206,10 +220,11 @@ def _fisher(
     batch_size: int | None,
     rule: Likelihood,
     generator: torch.Generator | int | None,
-    progress: bool,
+    progress: bool | Progress,
     distributed: bool,
     transposed: Collection[str] = (),
     rotate: bool = False,
+    resume: str | os.PathLike[str] | None = None,
 ) -> dict[str, Tensor]:
     """Return what the two functions above return."""
     _check_choice("estimator", estimator, ESTIMATORS)
@@ -229,7 +244,9 @@ def _fisher(
         before_draws = generator.get_state()
 
         def one_pass() -> dict[str, Tensor]:
+            nonlocal doubt
             samples, draws = again(), Draws(generator)
+            head = samples.head(PROBE_SIZE) if resume is not None else None
             batches = _batches(samples, engine, estimator, batch_size)
 
             def seeds(outputs: Tensor, y: Tensor | None) -> Seeds:
@@ -242,7 +259,22 @@ def _fisher(
                 return made
 
             step = _squared_batch_mean if estimator == "batched" else Engine.squares
-            sums, count = _summed(engine, _with_progress(batches, samples, progress), step, seeds)
+            sums, count = _zeros(engine), 0
+            saved = None
+            if resume is not None:
+                options = (estimator, type(rule).__name__, n_samples, batch_size)
+                key = (*options, fingerprint(engine.model, head), tuple(sums))
+                saved = Saved(resume, sums, draws, repr(key))
+                doubt = saved.doubt
+            for batch in _with_progress(batches, samples, progress):
+                count += rows_of(batch[0])
+                if saved is not None and saved.has(count, rows_of(batch[0])):
+                    continue
+                _add(sums, engine, batch, step, seeds)
+                if saved is not None:
+                    saved.save(count, doubt)
+            if saved is not None:
+                saved.save(count, doubt, at_once=True)
             if distributed:
                 count = _sum_over_processes(sums, count)
             if not count:
@@ -346,20 +378,18 @@ def _unwrapped(model: nn.Module) -> tuple[nn.Module, str]:
         model, prefix = getattr(model, inner), f"{prefix}{inner}."
 
 
-def _summed(
+def _add(
+    sums: dict[str, Tensor],
     engine: Engine,
-    batches: Iterator[Batch],
+    batch: Batch,
     step: Callable[[Engine, Inputs, Callable[[Tensor], Seeds]], dict[str, Tensor]],
     make_seeds: Callable[[Tensor, Tensor | None], Seeds],
-) -> tuple[dict[str, Tensor], int]:
-    """Return the sums over all batches, and the number of samples in them."""
-    sums, count = _zeros(engine), 0
-    for batch in batches:
-        x, y = _to_device(batch, engine.device)
-        for name, squares in step(engine, x, _with_labels(make_seeds, y)).items():
-            sums[name] += squares
-        count += n_samples(x)
-    return sums, count
+) -> None:
+    """Add a batch's squares to the sums."""
+    x, y = _to_device(batch, engine.device)
+    squares = step(engine, x, _with_labels(make_seeds, y))
+    for name in list(squares):
+        sums[name] += squares.pop(name)  # freed at once
 
 
 def _with_labels(
@@ -381,9 +411,18 @@ def _batches(
     return samples.batches(batch_size or engine.batch_size(many_passes=estimator == "exact"))
 
 
-def _with_progress(batches: Iterator[Batch], samples: Samples, progress: bool) -> Iterator[Batch]:
+def _with_progress(
+    batches: Iterator[Batch], samples: Samples, progress: bool | Progress
+) -> Iterator[Batch]:
     if not progress:
         yield from batches
+        return
+    if callable(progress):
+        done = 0
+        for batch in batches:
+            yield batch
+            done += rows_of(batch[0])
+            progress(done, samples.total)
         return
     from tqdm.auto import tqdm
 
@@ -391,7 +430,7 @@ def _with_progress(batches: Iterator[Batch], samples: Samples, progress: bool) -
     with tqdm(total=samples.total, desc="Fisher information", unit="samples", delay=1.0) as bar:
         for batch in batches:
             yield batch
-            bar.update(n_samples(batch[0]))
+            bar.update(rows_of(batch[0]))
 
 
 def _to_device(batch: Batch, device: torch.device) -> Batch:

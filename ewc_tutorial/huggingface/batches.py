@@ -19,6 +19,11 @@ MAIN_INPUTS = {"input_ids": 1, "input_values": 1, "input_features": 2}
 #: What is made of the model's vocabulary, and padded with its pad token.
 TOKENS = ("input_ids", "decoder_input_ids")
 IGNORED = -100
+PREFERENCES = (
+    "data holds preferences (answers chosen and rejected, or a completion_mask without labels), "
+    "and rejected answers are nothing to keep: pass texts that the model shall go on to write, "
+    "such as prompts with chosen answers."
+)
 
 
 def pad_batch(
@@ -36,7 +41,8 @@ def pad_batch(
         items: per sample a dict of numbers, lists, arrays or tensors; their first dimension is the
             one that may differ.
         pad_token_id: the token that the model knows as padding.
-        causal_lm: make labels of ``input_ids`` where there are none.
+        causal_lm: make labels of ``input_ids`` where there are none, of completions alone where a
+            ``completion_mask`` says which tokens these are, as in data sets of TRL.
 
     Raises:
         ValueError: tokens have to be padded and ``pad_token_id`` is None, or samples do not have
@@ -73,7 +79,8 @@ def pad_batch(
             batch["attention_mask"] = (places < lengths[:, None]).long()
     if causal_lm and "labels" not in batch:
         mask = batch.get("attention_mask", torch.ones_like(batch["input_ids"]))
-        batch["labels"] = batch["input_ids"].masked_fill(mask == 0, IGNORED)
+        counted = mask * batch.get("completion_mask", torch.ones_like(mask))
+        batch["labels"] = batch["input_ids"].masked_fill(counted == 0, IGNORED)
     return batch
 
 
@@ -165,9 +172,11 @@ def tensors_of(batch: Any) -> DictBatch:
 
     Raises:
         TypeError: it is no dict.
-        ValueError: it has no main input of the right shape.
+        ValueError: it has no main input of the right shape, or is of preferences.
     """
     main = main_input(batch)
+    if "completion_mask" in batch and "labels" not in batch:
+        raise ValueError(PREFERENCES)
     tensors = {name: value for name, value in batch.items() if isinstance(value, Tensor)}
     if "label" in tensors:
         tensors["labels"] = tensors.pop("label")
@@ -203,6 +212,8 @@ def main_input(sample: Any) -> str:
             f"{type(sample).__name__}; pairs (x, y) are for ewc_tutorial.fisher_diagonal."
         )
     main = next((name for name in MAIN_INPUTS if name in sample), None)
+    if main is None and ("chosen_ids" in sample or "chosen" in sample):
+        raise ValueError(PREFERENCES)
     if main is None:
         raise ValueError(
             f"data must have one of {', '.join(MAIN_INPUTS)}, but it has "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import partial
 from typing import Any
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 
 from ewc_tutorial.ewc import EWC
 from ewc_tutorial.fisher import fisher_diagonal, fisher_factors
+from ewc_tutorial.fisher.diagonal import Progress
 from ewc_tutorial.fisher.samples import Stream
 from ewc_tutorial.huggingface.batches import DictBatch, dict_batches, pad_batch, unpacked
 from ewc_tutorial.huggingface.logits import Logits
@@ -28,7 +30,10 @@ def consolidate(
 ) -> None:
     """:meth:`EWC.consolidate` with :func:`sequence_fisher`: one sample is one sequence.
 
-    Give it the *old* data: what the model has learned and shall keep, never what comes next.
+    Give it the *old* data: what the model has learned and shall keep, never what comes next. Before
+    training on preferences (DPO), too, that is texts: what a model shall keep is its distribution
+    over texts. The likelihood of preferences, σ(β·margin), sees no change that moves both answers
+    alike, and its Fisher information vanishes with the margins that training makes large.
 
     Args:
         ewc: what remembers; an :class:`~ewc_tutorial.EWC` or a :class:`LoraEWC`. Only what it
@@ -52,10 +57,11 @@ def sequence_fisher(
     batch_size: int | None = None,
     collate: Callable[[Sequence[Any]], Mapping[str, Any]] | None = None,
     generator: torch.Generator | int | None = None,
-    progress: bool = False,
+    progress: bool | Progress = False,
     layers: Mapping[str, str | None] | None = None,
     transposed: Collection[str] = (),
     eigenvalues: str = "product",
+    resume: str | os.PathLike[str] | None = None,
 ) -> dict[str, Tensor]:
     """Return the diagonal Fisher information, the mean over *sequences* of the squared score.
 
@@ -85,7 +91,7 @@ def sequence_fisher(
         batch_size: sequences per pass. It bounds memory and does not change the result.
         collate: joins items of a data set to a batch; default :func:`collator`.
         generator: draws the subset and the labels; a number seeds a new one, None means 0.
-        progress: show a progress bar if it takes longer than about a second.
+        progress, resume: as for :func:`~ewc_tutorial.fisher_diagonal`.
         layers: weights, with their biases, whose Kronecker factors are wanted instead.
         transposed: those of them that are stored as (I, O), as GPT-2's are.
         eigenvalues: of these, as for :func:`~ewc_tutorial.fisher.fisher_factors`.
@@ -117,6 +123,7 @@ def sequence_fisher(
     turned = [f"model.{weight}" for weight in transposed]
     factors = partial(fisher_factors, layers=inside, transposed=turned, eigenvalues=eigenvalues)
     measure = factors if inside else fisher_diagonal
+    resuming: dict[str, Any] = {} if resume is None else {"resume": resume}
     with gathered(model):  # reading a batch runs the model as well
         fisher = measure(
             logits,
@@ -126,6 +133,7 @@ def sequence_fisher(
             likelihood=logits.likelihood,
             generator=generator,
             progress=progress,
+            **resuming,
         )
     return {name.removeprefix("model."): value for name, value in fisher.items()}
 

@@ -63,9 +63,9 @@ def squares_by_closed_forms(
         del gradients  # before the next ones
     with plain_arithmetic(device):
         factored = {*layers, *layers.values()}
-        diagonal = [name for name in uses if name not in factored]
-        sums = {name: torch.zeros_like(wide(parameters[name].detach())) for name in diagonal}
-        for name, reducer, _ in reducers:
+        sums: Squares = {}
+        while reducers:
+            name, reducer, _ = reducers.pop()  # what it holds is freed at once
             if name in bases:
                 if seeded:
                     shape = [len(U) for U in reversed(bases[name])]
@@ -74,7 +74,12 @@ def squares_by_closed_forms(
                 A, G = reducer.result()
                 sums |= {f"{name}:A": A} | ({f"{name}:G": G} if seeded else {})
             elif seeded:  # of one class alone, or of ignored tokens alone, there is nothing to sum
-                sums[name] += reducer.result().reshape(sums[name].shape)  # type: ignore[attr-defined]
+                p = parameters[name]
+                squares = reducer.result().reshape(p.shape)  # type: ignore[attr-defined]
+                sums[name] = squares.to(torch.promote_types(p.dtype, torch.float32))
+        for name in uses:
+            if name not in factored and name not in sums:
+                sums[name] = torch.zeros_like(wide(parameters[name].detach()))
     return sums
 
 

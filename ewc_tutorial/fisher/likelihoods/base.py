@@ -18,6 +18,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -47,6 +48,15 @@ class Draws:
     def normal(self, like: Tensor) -> Tensor:
         """Return standard normal numbers in the shape and on the device of ``like``."""
         return self._take("randn", like)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return where it is."""
+        return {"generator": self._generator.get_state(), "rest": dict(self._rest)}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on where :meth:`state_dict` was called."""
+        self._generator.set_state(state["generator"])
+        self._rest = dict(state["rest"])
 
     def _take(self, kind: str, like: Tensor) -> Tensor:
         dtype = widest(self._generator.device)
