@@ -41,6 +41,23 @@ def test_the_trainer(tmp_path):
     assert any(not torch.equal(p, before[name]) for name, p in model.named_parameters())
 
 
+def test_the_callback_of_a_trainer(tmp_path):
+    pytest.importorskip("transformers")
+    from test_huggingface_trainer import arguments, gpt2, sequences
+    from transformers import Trainer
+
+    from ewc_tutorial.huggingface import collator, consolidate
+
+    model = gpt2()
+    names = {"EWC": EWC, "Trainer": Trainer, "consolidate": consolidate, "model": model}
+    names |= {"args": arguments(tmp_path), "old_data": sequences(6, 0)}
+    data = {"train_dataset": sequences(6, 1), "data_collator": collator(model)}
+    names["data_of_trainer"] = data
+    exec(examples()[2], names)
+    assert names["ewc"].n_tasks == 1
+    assert names["ewc"].penalty() > 0  # it has been trained
+
+
 @pytest.mark.slow
 def test_lightning(tmp_path, monkeypatch):
     pytest.importorskip("lightning")
@@ -51,7 +68,7 @@ def test_lightning(tmp_path, monkeypatch):
     names = {"EWC": EWC, "module": module, "old_data": OLD, "new_loader": DataLoader(NEW, 4)}
     names["Trainer"] = partial(TestLightning.trainer, tmp_path)
     before = weights_of(module)
-    exec(examples()[2], names)
+    exec(examples()[3], names)
     assert names["ewc"].n_tasks == 1
     assert not torch.equal(weights_of(module), before)
 
@@ -66,7 +83,7 @@ def test_avalanche():
     names = {"EWC": EWC, "model": model, "optimizer": optimizer_of("SGD", model.parameters())}
     names |= {"Naive": Naive, "loss": torch.nn.CrossEntropyLoss()}
     names["benchmark"] = SimpleNamespace(train_stream=TestAvalanche.experiences(OLD, NEW))
-    exec(examples()[3], names)
+    exec(examples()[4], names)
     assert names["plugin"].ewc.n_tasks == 2
 
 
@@ -76,7 +93,7 @@ def test_choosing_lambda(tmp_path, monkeypatch, capsys):
     names = names_of_the_library() | {"ax": pyplot.subplots()[1]}
     names |= {"new_validation": names["new_data"], "old_validation": names["old_data"]}
     names["train"] = lambda lam, seed: names["model"]
-    exec(examples()[4], names)
+    exec(examples()[5], names)
     assert names["found"].sentence in capsys.readouterr().out
     assert (tmp_path / "runs.csv").exists()
     pyplot.close(names["ax"].figure)
@@ -86,12 +103,12 @@ def test_what_a_training_kept(capsys):
     names = names_of_the_library()
     exec(examples()[0], names)
     names |= {"new_validation": names["new_data"], "old_validation": names["old_data"]}
-    exec(examples()[5], names)
+    exec(examples()[6], names)
     assert "Next: not trained" in capsys.readouterr().out
 
 
 def test_no_example_is_left_out():
-    assert len(examples()) == 6
+    assert len(examples()) == 7
 
 
 def test_links_lead_somewhere():

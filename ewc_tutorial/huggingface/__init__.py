@@ -10,6 +10,7 @@
 * ``trainer``: :class:`EWCTrainer` and the mixin it is made of;
 * ``callback``: :class:`EWCCallback`, for a Trainer that is somebody else's;
 * ``sequences``: :func:`consolidate` and :func:`sequence_fisher`, one sample = one sequence;
+* ``own_text``: text from the model itself, where the old data cannot be had;
 * ``batches``: batches of dicts out of whatever the data is;
 * ``tasks``: what a model is for;
 * ``logits``: a model as a function from a batch to logits, and the labels for them;
@@ -28,6 +29,7 @@ from ewc_tutorial.huggingface.batches import pad_batch
 from ewc_tutorial.huggingface.callback import EWCCallback
 from ewc_tutorial.huggingface.ctc import CTC
 from ewc_tutorial.huggingface.lora import LoraEWC
+from ewc_tutorial.huggingface.own_text import own_text
 from ewc_tutorial.huggingface.sequences import collator, consolidate, sequence_fisher
 from ewc_tutorial.huggingface.trainer import EWCTrainer, EWCTrainerMixin
 
@@ -39,6 +41,7 @@ __all__ = [
     "LoraEWC",
     "collator",
     "consolidate",
+    "own_text",
     "pad_batch",
     "sequence_fisher",
 ]
