@@ -18,6 +18,8 @@ from pathlib import Path
 import nbformat
 from nbclient import NotebookClient
 
+from ewc_tutorial.course import quizzes
+
 ROOT = Path(__file__).resolve().parents[2]
 NOTEBOOKS = ROOT / "notebooks"
 WORDS_PER_MINUTE = 160  # slow reading: every sentence and formula is meant to be thought about
@@ -73,7 +75,11 @@ def execute(path: Path) -> float:
 
 def times_line(notebook: nbformat.NotebookNode, seconds: float) -> str:
     """Return the line of times: minutes rounded to five, seconds rounded up to ten."""
-    prose = sum(len(c.source.split()) for c in notebook.cells if c.cell_type == "markdown")
+    prose = sum(
+        len(c.source.split())
+        for c in notebook.cells
+        if c.cell_type == "markdown" and c.id != quizzes.CELL
+    )
     code = sum(len(c.source.splitlines()) for c in notebook.cells if c.cell_type == "code")
     minutes = prose / WORDS_PER_MINUTE + code * SECONDS_PER_CODE_LINE / 60
     return (
