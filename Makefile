@@ -10,7 +10,7 @@ TORCH_INDEX ?=
 RANGES ?=
 
 .DEFAULT_GOAL := help
-COMMANDS := help lab app lab-html site test check notebooks bench-fisher bench-step bench-sweep speech classroom wheelhouse clean
+COMMANDS := help lab app lab-html site test check notebooks bench-fisher bench-step bench-sweep speech classroom slides wheelhouse clean
 .PHONY: $(COMMANDS)
 
 OPTIONS =

@@ -154,6 +154,11 @@ COMMANDS: Dict[str, Command] = {
         module("ewc_tutorial.course.classroom"),
         'numbers, "02 03" for some',
     ),
+    "slides": Command(
+        "Write build/slides.html, the slides of a lecture of 90 minutes",
+        "slides",
+        module("ewc_tutorial.course.slides", "build/slides.html"),
+    ),
     "wheelhouse": Command(
         "Fill wheelhouse/ with what `lab` installs, for machines without a network",
         "all",
@@ -245,7 +250,7 @@ def write_stamp(venv: Path, installed: Environment) -> None:
 
 def is_current(installed: Optional[Environment], wanted: Environment) -> bool:
     """Tell whether nothing needs to be installed: `test` takes in every other extra."""
-    wider = {"all": ("classroom", "test")}.get(wanted.extra, ("test",))
+    wider = {"all": ("classroom", "slides", "test")}.get(wanted.extra, ("test",))
     return installed in (wanted, *(wanted._replace(extra=extra) for extra in wider))
 
 

@@ -13,6 +13,7 @@ import html
 from collections import Counter
 from typing import Any
 
+from ewc_tutorial.course import progress
 from ewc_tutorial.course.exercises.core import Exercise, Prediction, Question, Result
 from ewc_tutorial.course.exercises.registry import EXERCISES
 
@@ -41,6 +42,7 @@ def check(name: str, *given: Any) -> Result:
     exercise = _find(name)
     verdict = exercise.judge(*given, seed=_checked[name])
     _checked[name] += 1
+    progress.note(name, verdict)
     return verdict
 
 

@@ -26,5 +26,9 @@ CHAPTERS = (
 )
 
 EXERCISES: dict[str, Question] = {}
-for _chapter in CHAPTERS:
-    EXERCISES.update(import_module(f"ewc_tutorial.course.exercises.{_chapter}").EXERCISES)
+#: The number of the lesson that sets each exercise.
+LESSON_OF: dict[str, int] = {}
+for _lesson, _chapter in enumerate(CHAPTERS):
+    _found = import_module(f"ewc_tutorial.course.exercises.{_chapter}").EXERCISES
+    EXERCISES.update(_found)
+    LESSON_OF.update(dict.fromkeys(_found, _lesson))
