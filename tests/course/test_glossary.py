@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
+from functools import cache
 from pathlib import Path
 
 import nbformat
@@ -40,11 +41,16 @@ def test_every_text_is_a_sentence_in_its_language_and_every_term_its_own(code):
         assert own > 0.6 * len(letters), text
 
 
+@cache
+def prose_of(lesson: str) -> str:
+    (path,) = glossary.NOTEBOOKS.glob(f"{lesson}_*.ipynb")
+    cells = nbformat.read(path, as_version=4).cells
+    return "\n".join(cell.source for cell in cells if cell.cell_type == "markdown")
+
+
 @pytest.mark.parametrize("entry", ENTRIES, ids=lambda entry: entry.key)
 def test_a_lesson_uses_the_term(entry):
-    (path,) = glossary.NOTEBOOKS.glob(f"{entry.lesson}_*.ipynb")
-    cells = nbformat.read(path, as_version=4).cells
-    prose = "\n".join(cell.source for cell in cells if cell.cell_type == "markdown")
+    prose = prose_of(entry.lesson)
     word = entry.texts["en"].term.partition(" (")[0]
     shorter = {"paired comparison": "paired", "low-rank adaptation": "LoRA"}.get(word, word)
     assert re.search(rf"\b{re.escape(shorter)}", prose, flags=re.I)

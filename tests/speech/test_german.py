@@ -12,6 +12,7 @@ pytest.importorskip("fastapi", reason="the group 'speech' is not installed")
 import pandas as pd
 
 from benchmarks import german_speech as german
+from ewc_tutorial.course.reference import paired_difference
 from ewc_tutorial.speech.audio import RATE
 from ewc_tutorial.speech.base import tiny_recogniser
 
@@ -60,6 +61,57 @@ def test_a_model_that_has_learned_nothing_goes_through_and_is_not_served(monkeyp
     assert (row.state, row.fraction) == ("rejected", 0.0)
     assert row.tested_old == row.tested_old_before
     assert "| hardly |" in german.markdown(table)
+
+
+def test_the_summary_pairs_the_seeds():
+    runs = {
+        "defaults": [(0.5, 0.2), (0.7, 0.1), (0.6, 0.3)],  # new voice, before and after
+        "EWC": [(0.5, 0.3), (0.7, 0.4)],
+    }
+    table = german.table_of(
+        [
+            {"seed": seed, "training": name, "tested_old_before": 0.1, "tested_old": 0.1}
+            | {"tested_new_before": before, "tested_new": after}
+            for name, pairs in runs.items()
+            for seed, (before, after) in enumerate(pairs)
+        ]
+    )
+    # −30, −60 and −30 points: mean −40, deviation √300, over √3 seeds; then +10 and +30.
+    assert german.summary(table) == [
+        "| defaults | 3 | +0.0 ± 0.0 | -40.0 ± 10.0 | — |",
+        "| EWC | 2 | +0.0 ± 0.0 | -25.0 ± 5.0 | +20.0 ± 10.0 |",
+    ]
+
+
+def test_the_committed_page_is_that_of_the_committed_table():
+    table = pd.read_csv(german.RESULTS / "german_speech.csv")
+    page = (german.RESULTS / "german_speech.md").read_text(encoding="utf-8")
+    assert page == german.markdown(table)
+    assert not table.duplicated(["seed", "training"]).any()
+
+
+def test_the_docs_quote_the_committed_results():
+    table = pd.read_csv(german.RESULTS / "german_speech.csv").set_index(["training", "seed"])
+    text = " ".join((german.RESULTS.parents[1] / "docs" / "speech.md").read_text("utf-8").split())
+    names = ["defaults", "replay and EWC", "EWC", "plain"]
+    new, old = (
+        {name: list(100 * table.loc[name][f"tested_{voice}"]) for name in names}
+        | {"before": list(100 * table.loc["defaults"][f"tested_{voice}_before"])}
+        for voice in ("new", "old")
+    )
+
+    def less(a: list[float], b: list[float]) -> str:
+        mean, error = paired_difference(a, b)
+        return f"{mean:.1f} ± {error:.1f}"
+
+    for phrase in (
+        f"rate fell by {less(new['before'], new['defaults'])} points",
+        f"rose by {less(old['defaults'], old['before'])}, on",
+        f"left the new voice {less(new['replay and EWC'], new['defaults'])} points higher",
+        f"in its place {less(new['EWC'], new['defaults'])}, and",
+        f"no protection at all {less(new['plain'], new['defaults'])}:",
+    ):
+        assert phrase in text
 
 
 def test_in_the_committed_results_only_what_is_within_budget_is_served():
