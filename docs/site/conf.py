@@ -49,6 +49,8 @@ napoleon_use_rtype = False
 # Look. Formulas are drawn by one file.
 html_theme = "sphinx_book_theme"
 html_title = project
+html_domain_indices = False
+templates_path = ["_templates"]
 html_static_path = [str(Path(__file__).parent / "site.css"), str(MATHJAX / "tex-svg.js")]
 html_css_files = ["site.css"]
 mathjax_path = "tex-svg.js"
