@@ -218,6 +218,7 @@ def test_a_reader_searches_reads_a_lesson_and_trains(reader):
 
 def formulas(tab) -> int:
     """Return how many formulas are drawn, once all are; none may be left over or be wrong."""
+    tab.wait_for_function("window.MathJax?.startup?.promise")
     tab.evaluate("MathJax.startup.promise")
     assert tab.locator("[data-mml-node='merror']").count() == 0
     found = tab.locator("mjx-container svg").count()
