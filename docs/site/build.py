@@ -36,7 +36,7 @@ LINK = re.compile(r"\]\((?!\w+:|#)([^)#\s\\]+)")
 def gather(folder: Path) -> None:
     """Copy every page, and what the pages link to, into a folder that is made anew."""
     shutil.rmtree(folder, ignore_errors=True)
-    shutil.copytree(HERE, folder, ignore=shutil.ignore_patterns("*.py", "__pycache__"))
+    shutil.copytree(HERE, folder, ignore=shutil.ignore_patterns("*.py", "_*"))
     pages = [path for pattern in PAGES for path in sorted(ROOT.glob(pattern))]
     for path in {*pages, *(linked for page in pages for linked in links(page))}:
         copy = folder / path.relative_to(ROOT)

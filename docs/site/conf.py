@@ -49,8 +49,13 @@ napoleon_use_rtype = False
 # Look. Formulas are drawn by one file.
 html_theme = "sphinx_book_theme"
 html_title = project
+html_domain_indices = False
+templates_path = ["_templates"]
 html_static_path = [str(Path(__file__).parent / "site.css"), str(MATHJAX / "tex-svg.js")]
 html_css_files = ["site.css"]
+# A page from the disk may not read the others, of which a search would show the beginning.
+FROM_DISK = "if (location.protocol === 'file:') DOCUMENTATION_OPTIONS.SHOW_SEARCH_SUMMARY = false;"
+html_js_files = [(None, {"body": FROM_DISK})]
 mathjax_path = "tex-svg.js"
 html_context = {"default_mode": "auto"}
 html_theme_options = {
