@@ -124,7 +124,6 @@ def serve(settings: dict[str, Any], folder: Path) -> None:
         del os.environ[name]
     for name, value in ({"port": 0} | settings).items():
         os.environ[PREFIX + name.upper()] = str(value)
-    sys.argv = ["ewc_tutorial.speech"]
     sys.stdout = open(folder / "said.txt", "w")  # noqa: SIM115 (until the process ends)
     sys.stderr = open(folder / "server.log", "a")  # noqa: SIM115
     main()

@@ -7,6 +7,7 @@ import os
 import socket
 import sys
 import tempfile
+from collections.abc import Sequence
 
 from ewc_tutorial.speech import logs
 from ewc_tutorial.speech.app import create_app
@@ -18,15 +19,15 @@ from ewc_tutorial.speech.service import Service
 from ewc_tutorial.speech.settings import Settings, read_settings
 
 
-def main() -> None:
-    if sys.argv[1:] not in ([], ["worker"]):
+def main(arguments: Sequence[str] = ()) -> None:
+    if list(arguments) not in ([], ["worker"]):
         raise SystemExit("python -m ewc_tutorial.speech takes no argument, or the word worker.")
     settings = read_settings()
     logs.set_up(settings.log_format)
     # Recordings of people and the index are for this user alone.
     os.umask(0o077)
     try:
-        if sys.argv[1:]:
+        if arguments:
             _work(settings)
             return
         service = Service(settings)  # holds the folder's lock from here on
@@ -67,4 +68,4 @@ def _listen(settings: Settings) -> socket.socket:
 
 
 if __name__ == "__main__":
-    main()
+    main(sys.argv[1:])

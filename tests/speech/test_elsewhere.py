@@ -25,12 +25,10 @@ pytestmark = pytest.mark.timeout(600)
 #: Seconds for this test alone.
 QUICK = {"LOOK_SECONDS": 0.2, "ALIVE_SECONDS": 0.3, "DEAD_SECONDS": 3.0}
 WORKER = f"""
-import sys
 from ewc_tutorial.speech import __main__, elsewhere
 for name, seconds in {QUICK}.items():
     setattr(elsewhere, name, seconds)
-sys.argv[1:] = ["worker"]
-__main__.main()
+__main__.main(["worker"])
 """
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import multiprocessing
 import os
-import sys
 import threading
 import time
 
@@ -135,7 +134,6 @@ def test_an_index_on_a_server_has_one_service_and_commits_reach_its_disk(server)
 def test_a_wrong_address_is_a_sentence_at_the_start(tmp_path, monkeypatch, address, words):
     monkeypatch.setenv("EWC_SPEECH_DATABASE", address)
     monkeypatch.setenv("EWC_SPEECH_DATA", str(tmp_path))
-    monkeypatch.setattr(sys, "argv", ["python"])
     for part, name in ((__main__.logs, "set_up"), (os, "umask")):
         monkeypatch.setattr(part, name, lambda _: None)
     with pytest.raises(SystemExit) as caught:
