@@ -81,8 +81,9 @@ def markdown(rows: pd.DataFrame) -> str:
         "",
         "By how much the memory of a process rises at its peak, above a GPT-2 of 124 million "
         f"random weights and a compact state, in bytes per weight; sequences of {first.tokens} "
-        f"tokens, sampled labels, one thread. {platform.machine()} CPU, PyTorch {first.torch}. A group has "
-        "one tensor at least, and of this model the embedding alone has a third of the weights. "
+        f"tokens, sampled labels, one thread. {platform.machine()} CPU, PyTorch {first.torch}. A "
+        "group has one tensor at least, and of this model the embedding alone has a third of the "
+        "weights. "
         "`python -m benchmarks.bench_measuring` makes this file.",
         "",
         "| | peak |",
