@@ -19,6 +19,7 @@ from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 import pandas as pd
+import psutil
 from playwright.sync_api import Browser, sync_playwright
 
 RESULTS = Path(__file__).parent / "results"
@@ -74,7 +75,8 @@ def main() -> None:
         "",
         "Megabytes of all files that a page loads, and seconds until something is shown and until "
         f"all formulas are drawn: medians of {arguments.visits} visits from the disk, Chromium "
-        f"{version}, {os.cpu_count()} cores, {platform.machine()}. "
+        f"{version}, {os.cpu_count()} cores, {platform.machine()}, with a load of "
+        f"{psutil.getloadavg()[0]:.0f} from all that ran there. "
         "`python -m benchmarks.bench_site` makes this file.",
         "",
         "| page | MB | first paint | formulas |",

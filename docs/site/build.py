@@ -41,7 +41,7 @@ def gather(folder: Path) -> None:
     for path in {*pages, *(linked for page in pages for linked in links(page))}:
         copy = folder / path.relative_to(ROOT)
         copy.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copy2(path, copy)  # with its time: what has not changed is not read again
+        shutil.copy(path, copy)
 
 
 def links(page: Path) -> Iterator[Path]:
@@ -66,7 +66,7 @@ def build(site: Path) -> int:
     work = site.with_name(site.name + "-work")
     gather(work / "pages")
     write_lab(work / "extra" / "lambda_lab.html")
-    options = ["--quiet", "--fail-on-warning", "--conf-dir", str(HERE)]
+    options = ["--quiet", "--fail-on-warning", "--fresh-env", "--conf-dir", str(HERE)]
     options += ["-D", f"html_extra_path={work / 'extra'}", "-d", str(work / "doctrees")]
     return build_main([*options, str(work / "pages"), str(site)])
 
