@@ -51,11 +51,12 @@ html_theme = "sphinx_book_theme"
 html_title = project
 html_domain_indices = False
 templates_path = ["_templates"]
-html_static_path = [str(Path(__file__).parent / "site.css"), str(MATHJAX / "tex-svg.js")]
+QUIZ = ROOT / "ewc_tutorial" / "course" / "quizzes" / "quiz.js"
+html_static_path = [str(Path(__file__).parent / "site.css"), str(MATHJAX / "tex-svg.js"), str(QUIZ)]
 html_css_files = ["site.css"]
 # A page from the disk may not read the others, of which a search would show the beginning.
 FROM_DISK = "if (location.protocol === 'file:') DOCUMENTATION_OPTIONS.SHOW_SEARCH_SUMMARY = false;"
-html_js_files = [(None, {"body": FROM_DISK})]
+html_js_files = [(None, {"body": FROM_DISK}), (QUIZ.name, {"defer": "defer"})]
 mathjax_path = "tex-svg.js"
 html_context = {"default_mode": "auto"}
 html_theme_options = {
