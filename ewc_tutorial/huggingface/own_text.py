@@ -67,7 +67,13 @@ def own_text(
         )
     ends = options.pop("eos_token_id", defaults.eos_token_id)
     ends = [] if ends is None else torch.as_tensor(ends).flatten().tolist()
-    whole = {"do_sample": True, "num_beams": 1, "temperature": 1.0, "top_k": 0, "top_p": 1.0}
+    whole: dict[str, Any] = {
+        "do_sample": True,
+        "num_beams": 1,
+        "temperature": 1.0,
+        "top_k": 0,
+        "top_p": 1.0,
+    }
     pad = pad_token_of(model, task)
     whole |= {"eos_token_id": ends or None, "pad_token_id": pad, "max_new_tokens": max_new_tokens}
     texts: list[dict[str, list[int]]] = []
