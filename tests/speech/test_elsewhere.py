@@ -175,10 +175,11 @@ def test_a_worker_elsewhere_trains_and_another_goes_on_after_its_end(service, wo
     work()
     wait_for(lambda: jobs.get(job)["finished"], 400)
     row = jobs.get(job)
-    assert row["state"] in ("done", "rejected"), row["error"]
+    assert (row["state"], row["error"]) == ("done", None)
     assert row["attempts"] == 2
     assert [loss["step"] for loss in row["losses"]] == list(range(1, 17))
-    assert row["model_after"] in (None, service.serving.current()[0])
+    # So few tests cannot tell what it costs, so it is kept and not served.
+    assert service.models.exists(row["model_after"])
     log = (service.settings.data / "work" / job / "log.txt").read_text()
     assert "Traceback" not in log
 
