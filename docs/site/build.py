@@ -22,6 +22,7 @@ HERE = Path(__file__).resolve().parent
 PAGES = (
     "README.md",
     "CONTRIBUTING.md",
+    "CODE_OF_CONDUCT.md",
     "CHANGELOG.md",
     "data/README.md",
     "docs/*.md",
