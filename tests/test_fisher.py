@@ -890,6 +890,7 @@ def test_progress_is_silent_when_short_and_shown_when_long(model, capsys, monkey
     assert "Fisher" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("names", ["old", "new"])
 def test_the_precision_of_a_gpu_is_afterwards_as_it_was(names):
     """In a process of its own, as PyTorch does not forget that the newer names were used."""

@@ -45,6 +45,7 @@ def test_a_scenario_repeats_what_the_other_table_has():
     assert row["average_accuracy"] == pytest.approx((4 * row["old"] + row["new"]) / 5, abs=1e-4)
 
 
+@pytest.mark.slow
 def test_the_language_model_learns_with_factors(monkeypatch):
     pytest.importorskip("transformers", reason="the group 'huggingface' is not installed")
     from experiments import language_instances as instances

@@ -18,6 +18,7 @@ def test_they_are_the_fourteen_mistakes_that_need_no_grown_head():
     assert len(programs.FAULTY) == 14
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", range(3))
 def test_the_careful_test_catches_all_and_passes_what_is_correct(seed):
     verdict = EXERCISE.judge(programs.careful_test, seed=seed)
