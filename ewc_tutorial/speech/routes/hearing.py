@@ -33,7 +33,9 @@ def add_health(app: FastAPI) -> None:
                 _health, service, limiter=threads, abandon_on_cancel=True
             )
         model = service.serving.peek()[0]
-        problem = f"The index or the disk has not answered for {HEALTH_SECONDS:g} seconds."
+        problem = (
+            f"The index, the disk or the storage has not answered for {HEALTH_SECONDS:g} seconds."
+        )
         return Health(status="degraded", model=model, training=None, problem=problem)
 
 
