@@ -13,7 +13,12 @@ from ewc_tutorial.speech import logs
 from ewc_tutorial.speech.app import create_app
 from ewc_tutorial.speech.base import prepare
 from ewc_tutorial.speech.disk import DISK_ERRORS, disk_problem
-from ewc_tutorial.speech.errors import AlreadyServedError, UnusableIndexError, UnusableModelError
+from ewc_tutorial.speech.errors import (
+    AlreadyServedError,
+    UnusableIndexError,
+    UnusableModelError,
+    UnusableStorageError,
+)
 from ewc_tutorial.speech.server import serve
 from ewc_tutorial.speech.service import Service
 from ewc_tutorial.speech.settings import Settings, read_settings
@@ -36,7 +41,12 @@ def main(arguments: Sequence[str] = ()) -> None:
         prepare(settings)
         listening = _listen(settings)
         service.start()
-    except (AlreadyServedError, UnusableIndexError, UnusableModelError) as error:
+    except (
+        AlreadyServedError,
+        UnusableIndexError,
+        UnusableModelError,
+        UnusableStorageError,
+    ) as error:
         raise SystemExit(str(error)) from None
     except DISK_ERRORS as error:
         raise SystemExit(f"{settings.data}: {disk_problem(error)[1]}") from None

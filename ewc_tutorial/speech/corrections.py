@@ -1,4 +1,7 @@
-"""The corrections: a folder of files for each, and an index.
+"""The corrections: a few files for each, in a storage, and an index.
+
+What follows is of the storage that is a folder (:mod:`~ewc_tutorial.speech.storage`); one for
+objects keeps the same promise in another way (:mod:`~ewc_tutorial.speech.objects`).
 
 The order of steps makes an upload safe. Recording and text are written under ``incoming/ID`` and
 synced; then the *folder* is renamed to ``corrections/ID``, which happens at once or not at all;
@@ -32,14 +35,13 @@ from ewc_tutorial.speech.disk import DISK_ERRORS
 from ewc_tutorial.speech.errors import RefusedError
 from ewc_tutorial.speech.folders import TEXT_NAME
 from ewc_tutorial.speech.index import Correction, Deletion, Index, now
+from ewc_tutorial.speech.objects import ABOUT
+from ewc_tutorial.speech.storage import storage_of
 from ewc_tutorial.speech.trail import DELETION, Trail
 
-ABOUT = "about.json"
 #: The name, without an ending, of a recording that was sent in a format that ffmpeg reads.
 ORIGINAL = "original"
-#: The ending of a folder in ``incoming`` whose correction is being deleted.
-REMOVED = ".removed"
-#: What that file has.
+#: What ``about.json`` has.
 _KNOWN = {"seq": int, "first": int, "created": str}
 _CHUNK = 2**20
 _log = logging.getLogger(__name__)
@@ -62,15 +64,26 @@ class Corrections:
         folder: gets the sub-folders ``incoming`` and ``corrections``.
         database: holds the index.
         max_bytes, max_seconds: limits of a recording.
+        storage: address of where they are kept [the sub-folder ``corrections``, which otherwise
+            has copies of what is read here].
 
     Attributes:
         index: to search it.
         trail: for an index that must be made again.
         incoming, folder: of what is half done, and of what is whole.
+        storage: keeps what is whole.
+
+    Raises:
+        UnusableStorageError: the address cannot be used.
     """
 
     def __init__(
-        self, folder: Path, database: Database, max_bytes: int, max_seconds: float
+        self,
+        folder: Path,
+        database: Database,
+        max_bytes: int,
+        max_seconds: float,
+        storage: str | None = None,
     ) -> None:
         self.incoming = folder / "incoming"
         self.folder = folder / "corrections"
@@ -81,6 +94,7 @@ class Corrections:
         for path in (self.incoming, self.folder):
             path.mkdir(parents=True, exist_ok=True)
         files.sync_folder(folder)
+        self.storage = storage_of(storage, self.folder, self.incoming)
 
     def add(
         self,
@@ -109,24 +123,21 @@ class Corrections:
         try:
             written = self._write(half, sound, text if sent is None else sent, check)
             known = self.index.find(written.sha256, text)
-            if known is not None and self.path(known).exists():
+            if known is not None and self.storage.has(known.id, _name_of(known.format)):
                 return known, False
             if known is not None:
-                write_about(half, known)
-            files.sync_folder(half)
-            final = self.folder / (known.id if known else correction_id)
-            shutil.rmtree(final, ignore_errors=True)  # what is left of one that was damaged
-            os.rename(half, final)
+                files.replace_file(half / ABOUT, about_of(known))
+            name = known.id if known else correction_id
+            self.storage.put(half, name)
         finally:
             shutil.rmtree(half, ignore_errors=True)
-        files.sync_folder(self.folder)
         if known is not None:
             return known, True
         try:
-            return self.enter(final, written, text, text if sent is None else sent, {})
+            return self.enter(name, written, text, text if sent is None else sent, {})
         except DISK_ERRORS as error:
             if not is_lost(error):  # the index may have it then, and the next start looks
-                shutil.rmtree(final, ignore_errors=True)  # the sender hears that it is not kept
+                self.storage.delete(name)  # the sender hears that it is not kept
             raise
 
     def _write(
@@ -174,41 +185,45 @@ class Corrections:
         return Written(clip, path.stat().st_size, content, audio.fingerprint(wave))
 
     def enter(
-        self, folder: Path, written: Written, text: str, sent: str, known: dict[str, Any]
+        self, name: str, written: Written, text: str, sent: str, known: dict[str, Any]
     ) -> tuple[Correction, bool]:
-        """Enter a whole folder into the index; of two that are the same, the first stays.
+        """Enter what is whole into the index; of two that are the same, the first stays.
 
         Args:
-            folder: with its files.
+            name: of its files in the storage.
             written: what its recording is.
             text, sent: as the model writes it, and as it was sent.
             known: ``seq``, ``first`` and ``created``, if it had them before.
         """
         clip = written.clip
         row = {
-            "id": folder.name, "created": now(), "text": text, "format": clip.format,
+            "id": name, "created": now(), "text": text, "format": clip.format,
             "rate": clip.rate, "seconds": clip.seconds, "bytes": written.bytes,
             "sha256": written.sha256, "sent": sent, "sound": written.sound, **known,
         }  # fmt: skip
         try:
-            return self.index.enter(row, lambda correction: write_about(folder, correction)), True
+            return self.index.enter(row, self.write_about), True
         except IntegrityError:
             there = self.index.find(written.sha256, text)
             if there is None:
                 raise
             # Sent twice at the same time: the other one was first.
-            shutil.rmtree(folder)
+            self.storage.delete(name)
             return there, False
+
+    def write_about(self, correction: Correction) -> None:
+        """Put beside a correction's files what only the index knows of it."""
+        self.storage.write(correction.id, ABOUT, about_of(correction))
 
     def path(self, correction: Correction) -> Path:
         """Return where its recording is, as WAV or FLAC; the file may be gone."""
-        return self.folder / correction.id / _name_of(correction.format)
+        return self.storage.local(correction, _name_of(correction.format))
 
     def original(self, correction: Correction) -> Path:
         """Return where its recording is as it was sent."""
         if correction.format in audio.NATIVE:
             return self.path(correction)
-        return self.folder / correction.id / f"{ORIGINAL}.{correction.format}"
+        return self.storage.local(correction, f"{ORIGINAL}.{correction.format}")
 
     def change_text(self, correction: Correction, text: str, sent: str | None = None) -> Correction:
         """Put another text in the place of a correction's; the arguments are as for :meth:`add`.
@@ -216,13 +231,12 @@ class Corrections:
         Raises:
             RefusedError: (409) the recording is there with this text already, or its file is gone.
         """
-        folder = self.folder / correction.id
-        if not folder.exists():
+        if not self.storage.has(correction.id, _name_of(correction.format)):
             raise RefusedError("The files of this correction are gone: send it again.", 409)
         sent = text if sent is None else sent
 
         def write() -> None:  # inside the transaction: if either cannot be done, neither is
-            files.replace_file(folder / TEXT_NAME, sent.encode())
+            self.storage.write(correction.id, TEXT_NAME, sent.encode())
 
         try:
             self.index.set_text(correction.id, text, sent, write)
@@ -235,23 +249,19 @@ class Corrections:
 
         Models that have learned from it are not changed by this.
         """
-        folder = self.folder / correction.id
-        gone = self.incoming / f"{correction.id}{REMOVED}"  # after a kill the start goes on here
 
         def take_away(kept: Deletion | None) -> None:
-            if folder.exists():
-                os.rename(folder, gone)
-                files.sync_folder(self.folder)
+            self.storage.set_aside(correction.id)  # after a kill the start goes on here
             if kept is not None:
                 self.trail.add(DELETION, asdict(kept))
 
         try:
             self.index.delete(correction, reason, take_away)
         except DISK_ERRORS as error:
-            if gone.exists() and not is_lost(error):
-                os.rename(gone, folder)
+            if not is_lost(error):
+                self.storage.put_back(correction.id)
             raise
-        shutil.rmtree(gone, ignore_errors=True)
+        self.storage.delete_aside(correction.id)
         _log.info("Correction %s was deleted: %s.", correction.id, reason)
 
     def expire(self, before: str) -> int:
@@ -261,20 +271,25 @@ class Corrections:
             self.remove(correction, "retention")
         return len(found)
 
-    def split(self, last_seq: int, hold_out: int) -> tuple[list[Path], list[Path]]:
-        """Return the recordings to train on and to measure on, up to number ``last_seq``.
+    def parts(self, last_seq: int, hold_out: int) -> tuple[list[Correction], list[Correction]]:
+        """Return the corrections to train on and to measure on, up to number ``last_seq``.
 
         Which is which depends on a number alone (every ``hold_out``-th, from the second on), so
         what once was kept for measuring is never trained on later. It is the number of the first
         correction with the same sound: what was sent as WAV and as FLAC, or with several texts, is
-        not both trained and measured on.
+        not both trained and measured on. One whose recording is gone is in neither.
         """
-        parts: tuple[list[Path], list[Path]] = ([], [])
+        is_there = self.storage.present()
+        parts: tuple[list[Correction], list[Correction]] = ([], [])
         for correction in self.index.up_to(last_seq):
-            path = self.path(correction)
-            if path.exists():
-                parts[correction.first % hold_out == 2 % hold_out].append(path)
+            if is_there(correction.id, _name_of(correction.format)):
+                parts[correction.first % hold_out == 2 % hold_out].append(correction)
         return parts
+
+    def split(self, last_seq: int, hold_out: int) -> tuple[list[Path], list[Path]]:
+        """Return the recordings of :meth:`parts`, each a file on this machine."""
+        train, tests = self.parts(last_seq, hold_out)
+        return [self.path(c) for c in train], [self.path(c) for c in tests]
 
 
 def _name_of(kind: str) -> str:
@@ -282,16 +297,15 @@ def _name_of(kind: str) -> str:
     return f"audio.{kind if kind in audio.NATIVE else 'flac'}"
 
 
-def write_about(folder: Path, correction: Correction) -> None:
-    """Write into a correction's folder what only the index knows of it."""
-    about = {name: getattr(correction, name) for name in _KNOWN}
-    files.replace_file(folder / ABOUT, json.dumps(about).encode())
+def about_of(correction: Correction) -> bytes:
+    """Return the file with what only the index knows of a correction."""
+    return json.dumps({name: getattr(correction, name) for name in _KNOWN}).encode()
 
 
-def read_about(folder: Path) -> dict[str, Any]:
+def read_about(content: bytes | Exception) -> dict[str, Any]:
     """Return what only the index knew of a correction: nothing, if it never had a row."""
     try:
-        about = json.loads((folder / ABOUT).read_text(encoding="utf-8"))
+        about = json.loads(content)  # type: ignore[arg-type]
         return {name: kind(about[name]) for name, kind in _KNOWN.items()}
-    except (OSError, ValueError, TypeError, KeyError):
+    except (ValueError, TypeError, KeyError):
         return {}

@@ -10,6 +10,7 @@ from pathlib import Path
 from sqlalchemy.exc import SQLAlchemyError
 
 from ewc_tutorial.speech.database import cause
+from ewc_tutorial.speech.errors import StorageError
 
 #: What is raised where files or the index cannot be used.
 DISK_ERRORS = (OSError, SQLAlchemyError)
@@ -20,6 +21,8 @@ def disk_problem(error: Exception) -> tuple[int, str]:
     full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
     if full or "disk is full" in cause(error) or "No space left" in cause(error):
         return 507, "The disk of the service is full; nothing was changed."
+    if isinstance(error, StorageError):
+        return 503, "The service cannot reach the storage of its recordings; nothing was changed."
     if isinstance(error, OSError):
         return 503, f"The service cannot use its folder: {error.strerror}; nothing was changed."
     if isinstance(getattr(error, "orig", None), sqlite3.Error):

@@ -31,3 +31,11 @@ class UnusableIndexError(ValueError):
 
 class NotLearnedError(RuntimeError):
     """A training that cannot have taught anything good; one sentence says why."""
+
+
+class UnusableStorageError(ValueError):
+    """An address of a storage that recordings cannot be kept in; one sentence."""
+
+
+class StorageError(OSError):
+    """The storage of the recordings cannot be used now."""

@@ -169,7 +169,7 @@ class Runner:
         if number > 0:
             _log.error("The process of training %s was ended by signal %d.", job, number)
         else:
-            _log.error("The process of training %s has lost the index.", job)
+            _log.error("The process of training %s has lost the index or the storage.", job)
         if number in (signal.SIGTERM, signal.SIGINT, -LOST_INDEX):
             self._patient.put_back(job)
         self._kills[job] += 1

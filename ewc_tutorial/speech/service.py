@@ -44,8 +44,9 @@ class Service:
         self._lock = lock_folder(settings.data, "server.lock")
         self._database = database = self._index_alone()
         self.corrections = Corrections(
-            settings.data, database, settings.max_bytes, settings.max_seconds
+            settings.data, database, settings.max_bytes, settings.max_seconds, settings.storage
         )
+        self.corrections.storage.check()
         self.jobs = Jobs(database)
         self.models = Versions(settings.data / "models")
         self.serving = Serving(self.models)

@@ -35,6 +35,9 @@ class Settings(BaseSettings):
     database: str | None = Field(
         None, repr=False, description="of the index: postgresql://USER@HOST/NAME [a file in DATA]"
     )
+    storage: str | None = Field(
+        None, repr=False, description="of recordings and texts: s3://BUCKET/PREFIX [DATA]"
+    )
     worker: Literal["here", "elsewhere"] = Field(
         "here", description="who runs the trainings: the service, or workers on other machines"
     )
@@ -151,6 +154,15 @@ class Settings(BaseSettings):
             raise ValueError(
                 f"{PREFIX}WORKER can only be elsewhere where {PREFIX}DATABASE is set, for workers "
                 "take the trainings from there."
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _storage_is_an_address(self) -> Settings:
+        if self.storage is not None and "://" not in self.storage:
+            raise ValueError(
+                f"{PREFIX}STORAGE must be an address such as s3://BUCKET/PREFIX or file:///FOLDER; "
+                f"without it recordings are kept in {PREFIX}DATA."
             )
         return self
 

@@ -126,7 +126,7 @@ class Trainings:
         return True
 
     def _check(self, wish: TrainRequest) -> None:
-        new, new_tests = self._corrections.split(self._corrections.index.last_seq(), self._hold_out)
+        new, new_tests = self._corrections.parts(self._corrections.index.last_seq(), self._hold_out)
         if not new or not new_tests:
             raise RefusedError(
                 f"There are {len(new) + len(new_tests)} corrections; a training needs at least "
@@ -155,7 +155,7 @@ class Trainings:
             plan |= {n: value for n, value in source if n in _PLANNED and value is not None}
         plan.setdefault("lam", usual_lam(plan["replay"]))
         if "steps" not in plan:
-            n_new = len(self._corrections.split(last_seq, self._hold_out)[0])
+            n_new = len(self._corrections.parts(last_seq, self._hold_out)[0])
             plan["steps"] = steps_for(n_new, Plan(**plan).new_per_batch)
         return {"plan": plan, "wish": wish.model_dump()}, last_seq, self._start_of(wish)
 

@@ -38,7 +38,7 @@ from ewc_tutorial.speech.acceptance import (
 )
 from ewc_tutorial.speech.corrections import Corrections
 from ewc_tutorial.speech.database import Database, lock_folder
-from ewc_tutorial.speech.errors import NotLearnedError
+from ewc_tutorial.speech.errors import NotLearnedError, StorageError, UnusableStorageError
 from ewc_tutorial.speech.estimate import Estimate
 from ewc_tutorial.speech.folders import recordings_in
 from ewc_tutorial.speech.index import now
@@ -83,11 +83,12 @@ def main() -> None:
     jobs = Jobs(database)
     try:
         Training(job, settings, database, lambda: still_held(lock)).run()
-    except NotLearnedError as error:
+    except (NotLearnedError, UnusableStorageError) as error:
         jobs.fail(job, str(error))
     except Exception as error:
-        if isinstance(error, SQLAlchemyError) and database.on_server:
-            logging.exception("The index cannot be reached.")
+        lost_index = isinstance(error, SQLAlchemyError) and database.on_server
+        if lost_index or isinstance(error, StorageError):
+            logging.exception("The index or the storage cannot be reached.")
             sys.exit(LOST_INDEX)
         jobs.fail(job, f"{type(error).__name__}: {error}".splitlines()[0])
         raise
@@ -125,7 +126,7 @@ class Training:
         self._settings = settings
         self._jobs = Jobs(database)
         self._corrections = Corrections(
-            settings.data, database, settings.max_bytes, settings.max_seconds
+            settings.data, database, settings.max_bytes, settings.max_seconds, settings.storage
         )
         self._models = Versions(settings.data / "models")
         self._jobs.begin(job)
@@ -171,6 +172,8 @@ class Training:
         if importance is None or not known:
             importance = self._models.path(self._start) / IMPORTANCE
             record.write(importance)
+        # What was deleted is not to be left here, either.
+        self._corrections.storage.forget(self._corrections.index.ids)
         parts = self._corrections.split(self._row["last_seq"], settings.hold_out)
         new, new_tests = (reader.corrections(part) for part in parts)
         for part, usable in zip(parts, (new, new_tests), strict=True):

@@ -43,7 +43,11 @@ def wait_for(condition, seconds=240.0):
 def service(server, tmp_path, settings, new_speech, monkeypatch):
     for name, seconds in QUICK.items():
         monkeypatch.setattr(elsewhere, name, seconds)
-    place = {"data": tmp_path / "data", "database": server.new("elsewhere"), "worker": "elsewhere"}
+    place = {
+        "data": tmp_path / "data", "worker": "elsewhere",
+        "database": server.new(f"elsewhere{time.monotonic_ns()}"),
+        "storage": f"file://{tmp_path}/recordings",
+    }  # fmt: skip
     few = {"steps": 16, "checkpoint_every": 2, "fisher_samples": 5, "max_tests": 4}
     read = Settings(**settings | place | few)
     read.data.mkdir()

@@ -9,7 +9,7 @@ from fastapi import Depends, FastAPI, Request, UploadFile
 
 from ewc_tutorial.speech import audio as recordings
 from ewc_tutorial.speech.base import stand_in
-from ewc_tutorial.speech.disk import DISK_ERRORS, disk_problem, look_at_disk
+from ewc_tutorial.speech.disk import DISK_ERRORS, disk_problem
 from ewc_tutorial.speech.messages import Health, Problem, Transcript
 from ewc_tutorial.speech.routes.common import check_file_name, exactly, problems
 from ewc_tutorial.speech.service import Service
@@ -33,14 +33,16 @@ def add_health(app: FastAPI) -> None:
                 _health, service, limiter=threads, abandon_on_cancel=True
             )
         model = service.serving.peek()[0]
-        problem = f"The index or the disk has not answered for {HEALTH_SECONDS:g} seconds."
+        problem = (
+            f"The index, the disk or the storage has not answered for {HEALTH_SECONDS:g} seconds."
+        )
         return Health(status="degraded", model=model, training=None, problem=problem)
 
 
 def _health(service: Service) -> Health:
     training, problem = None, stand_in(service.models)
     try:
-        look_at_disk(service.corrections.incoming)
+        service.corrections.storage.look()
         training = service.jobs.unfinished()
     except DISK_ERRORS as error:
         problem = disk_problem(error)[1].replace("; nothing was changed", "")
