@@ -9,7 +9,7 @@ import pytest
 import torch
 
 pytest.importorskip("peft")
-from ewc_tutorial.course import language
+from ewc_tutorial.course import language, lora_tasks, tables
 from ewc_tutorial.course.training import batches
 from ewc_tutorial.huggingface import LoraEWC, collator
 from experiments.lora_tasks import EACH, WHOLE, run
@@ -82,3 +82,23 @@ def test_the_ways_differ_in_what_they_hold_and_in_nothing_else_before_the_second
     assert long.bytes_last[EACH] == 2 * adapter
     assert long.bytes_last["restart, EWC"] == long.bytes_last["kept, EWC"] == adapter + springs
     assert long.bytes_last[WHOLE] == 8 * sum(p.numel() for p in first.parameters())
+
+
+def test_the_table_is_read_as_its_protocol_wants_it():
+    rows = tables.load("lora_tasks")
+    report = lora_tasks.compared(rows)
+    assert (report.seeds == 5).all()
+    runs = {}
+    for way, line in report.iterrows():
+        of_it = rows[rows.way == way]
+        search = of_it[of_it.seed >= 100]
+        found = {lam: search[search.lam == lam]["mean"].mean() for lam in set(search.lam)}
+        assert line.lam == min(found, key=found.get)
+        assert line.lam == 0 or min(found) < line.lam < max(found)  # the search went far enough
+        runs[way] = of_it[(of_it.lam == line.lam) & (of_it.seed < 100)].set_index("seed")
+        assert runs[way]["mean"].to_numpy() == pytest.approx(
+            ((3 * runs[way].old + runs[way].new) / 4).to_numpy(), abs=2e-4
+        )
+    more = runs["kept, EWC"].old - runs["restart, EWC"].old
+    assert report.old_more["kept, EWC"] == pytest.approx(more.mean())
+    assert report.old_sem["kept, EWC"] == pytest.approx(more.sem())
