@@ -15,7 +15,8 @@ with the Fisher information of the frozen weight, which is that of Δ, for ∂�
 its Kronecker factors, λ/2 Σ (Δ − Δ*) ∘ G (Δ − Δ*) A (A and G being the factors).
 
 One adapter can learn many tasks: after each, :meth:`LoraEWC.restart_` adds Δ to W and begins anew
-with Δ = 0, so that each task has the full rank for itself. That is EWC-LoRA (ICLR 2026).
+with Δ = 0, so that each task has the full rank for itself. That is EWC-LoRA (Zheng et al., ICLR
+2026, arXiv 2602.17559).
 """
 
 from __future__ import annotations
