@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -17,6 +18,13 @@ TINY = {
     "checkpoint_every": 10, "threads": 1, "max_tests": 15, "lam": 100.0,
     "old_budget": 100.0,  # the small model forgets much; test_acceptance is about the budget
 }  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def temporary_files(monkeypatch) -> None:
+    """The service's command makes its own folder that of all temporary files; after a test in which
+    it ran here, it is not."""
+    monkeypatch.setattr(tempfile, "tempdir", tempfile.gettempdir())
 
 
 @pytest.fixture(scope="session")
