@@ -29,6 +29,9 @@ c.CourseDirectory.course_id = "ewc-tutorial"
 # Of a solution no line is left; the lesson's own stub stands above it.
 c.ClearSolutions.code_stub = {"python": "# Your answer goes above this line."}
 c.Execute.timeout = 600
+# nbgrader takes four seconds of a kernel's silence for an error; a busy machine needs longer.
+c.Execute.iopub_timeout = 120
+c.Execute.startup_timeout = 300
 """
 WITHOUT_NBGRADER = (
     "The release was not made, for nbgrader is not installed: pip install "
