@@ -224,7 +224,7 @@ def formulas(tab) -> int:
     tab.wait_for_function("window.MathJax?.startup?.promise")
     tab.evaluate("MathJax.startup.promise")
     assert tab.locator("[data-mml-node='merror']").count() == 0
-    found = tab.locator("mjx-container svg").count()
+    found = tab.locator("mjx-container > svg").count()  # a long brace has more within
     assert found == tab.locator(".math").count()
     return found
 
