@@ -54,14 +54,13 @@ from ewc_tutorial.course.language import (
 from ewc_tutorial.course.without_old_data import best_lam, compared
 from ewc_tutorial.huggingface import own_text, sequence_fisher
 from experiments import stored_rows
+from experiments.language_instances import BATCH, FIRST, LATER
 from experiments.side_by_side import side_by_side
 
 ROWS, MEASURED = tables.path("without_old_data"), tables.path("without_old_data_measured")
 KEY = ["source", "lam", "seed"]
 COLUMNS = [*KEY, "old", "new", "recall"]
-FIRST = {"steps": 200, "lr": 3e-3}
-LATER = {"steps": 200, "lr": 1e-3}
-DRAWS, BATCH = 4, 16
+DRAWS = 4
 #: Trainings that go on side by side.
 AT_ONCE = 24
 SEARCH, REPORT = (100, 101), range(5)
