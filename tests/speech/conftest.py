@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import tempfile
 import uuid
 from collections.abc import Callable, Iterator
@@ -150,6 +151,24 @@ def start(tmp_path, settings) -> Iterator[Callable[..., Any]]:
     for service in running:
         if service.process.poll() is None:
             service.stop()
+
+
+@pytest.fixture
+def refused_start(tmp_path, monkeypatch) -> Callable[..., str]:
+    """Runs the service's command with settings that it cannot use, and returns what it says."""
+
+    def refused_start(**settings: str) -> str:
+        from ewc_tutorial.speech import __main__
+
+        for name, value in {"DATA": str(tmp_path), **settings}.items():
+            monkeypatch.setenv(f"EWC_SPEECH_{name}", value)
+        for part, name in ((__main__.logs, "set_up"), (os, "umask")):
+            monkeypatch.setattr(part, name, lambda _: None)
+        with pytest.raises(SystemExit) as caught:
+            __main__.main()
+        return str(caught.value)
+
+    return refused_start
 
 
 @pytest.fixture(scope="session")

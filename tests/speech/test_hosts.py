@@ -14,7 +14,6 @@ pytest.importorskip("fastapi", reason="the group 'speech' is not installed")
 import sqlalchemy as sa
 from fastapi.testclient import TestClient
 
-from ewc_tutorial.speech import __main__
 from ewc_tutorial.speech.app import create_app
 from ewc_tutorial.speech.base import prepare
 from ewc_tutorial.speech.database import Database
@@ -131,14 +130,8 @@ def test_an_index_on_a_server_has_one_service_and_commits_reach_its_disk(server)
         ("postgresql:nonsense", "parse"),
     ],
 )
-def test_a_wrong_address_is_a_sentence_at_the_start(tmp_path, monkeypatch, address, words):
-    monkeypatch.setenv("EWC_SPEECH_DATABASE", address)
-    monkeypatch.setenv("EWC_SPEECH_DATA", str(tmp_path))
-    for part, name in ((__main__.logs, "set_up"), (os, "umask")):
-        monkeypatch.setattr(part, name, lambda _: None)
-    with pytest.raises(SystemExit) as caught:
-        __main__.main()
-    said = str(caught.value)
+def test_a_wrong_address_is_a_sentence_at_the_start(refused_start, address, words):
+    said = refused_start(DATABASE=address)
     assert said.startswith("EWC_SPEECH_DATABASE cannot be used: ")
     assert words in said
     assert "\n" not in said

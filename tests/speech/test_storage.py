@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-import os
 import shutil
 import threading
 
@@ -17,7 +16,7 @@ pytest.importorskip("soundfile", reason="the group 'speech' is not installed")
 
 from fastapi.testclient import TestClient
 
-from ewc_tutorial.speech import __main__, objects
+from ewc_tutorial.speech import objects
 from ewc_tutorial.speech.app import create_app
 from ewc_tutorial.speech.base import prepare
 from ewc_tutorial.speech.corrections import Corrections
@@ -294,14 +293,8 @@ def test_a_full_disk_of_the_storage_is_told_apart():
         ("file:///proc/nowhere", "/proc/nowhere"),
     ],
 )
-def test_a_wrong_address_is_a_sentence_at_the_start(tmp_path, monkeypatch, address, words):
-    monkeypatch.setenv("EWC_SPEECH_STORAGE", address)
-    monkeypatch.setenv("EWC_SPEECH_DATA", str(tmp_path))
-    for part, name in ((__main__.logs, "set_up"), (os, "umask")):
-        monkeypatch.setattr(part, name, lambda _: None)
-    with pytest.raises(SystemExit) as caught:
-        __main__.main()
-    said = str(caught.value)
+def test_a_wrong_address_is_a_sentence_at_the_start(refused_start, address, words):
+    said = refused_start(STORAGE=address)
     assert said.startswith("EWC_SPEECH_STORAGE")
     assert words in said
     assert "\n" not in said
