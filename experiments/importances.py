@@ -270,7 +270,7 @@ def search(setting: str, methods: list[str], workers: int) -> None:
     """Run what the search wants, and the report of what it finds."""
 
     def stored() -> pd.DataFrame:
-        return pd.read_csv(ROWS) if ROWS.exists() else pd.DataFrame(columns=COLUMNS)
+        return stored_rows.read(ROWS, COLUMNS)
 
     def of(method: str) -> pd.DataFrame:
         rows = stored()

@@ -146,7 +146,7 @@ def main() -> None:
     warnings.filterwarnings("ignore", category=FutureWarning)
     torch.set_num_threads(1)
     seeds = int(sys.argv[1]) if len(sys.argv) > 1 else 3
-    table = pd.read_csv(TABLE) if TABLE.exists() else pd.DataFrame(columns=COLUMNS)
+    table = stored_rows.read(TABLE, COLUMNS)
     for seed, todo in missing(table, seeds):
         data, first = instances(seed=seed), tiny_gpt(seed)
         train_quietly(first, data[0], batch_size=BATCH, seed=seed, **FIRST)

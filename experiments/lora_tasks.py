@@ -29,7 +29,7 @@ import argparse
 import copy
 import math
 from collections.abc import Callable, Iterable
-from functools import lru_cache
+from functools import cache
 from typing import Any
 
 import pandas as pd
@@ -64,7 +64,7 @@ WAYS = ("restart, EWC", "kept, EWC", "kept, no EWC", EACH, WHOLE)
 AT_ONCE = 12
 
 
-@lru_cache(maxsize=1)
+@cache
 def learned(seed: int) -> tuple[nn.Module, list[list[Fact]]]:
     """Return the model that has learned instance 1, and the instances."""
     data, model = instances(INSTANCES, seed=seed), tiny_gpt(seed)
@@ -169,18 +169,14 @@ def search(ways: list[str]) -> None:
     """Run what the search wants, and the report of what it finds."""
 
     def do(seeds: Iterable[int], lams: Callable[[pd.DataFrame, str], list[float]]) -> int:
-        rows = stored()
-        done = set(rows[KEY].itertuples(index=False, name=None))
-        todo = [(way, lam) for way in ways for lam in lams(rows, way)]
-        count = 0
-        for seed in seeds:
-            missing = [point for point in todo if (*point, seed) not in done]
-            for whole in (False, True):
-                points = [point for point in missing if (point[0] == WHOLE) == whole]
-                for start in range(0, len(points), AT_ONCE):
-                    part = run(seed, points[start : start + AT_ONCE], *learned(seed))
-                    stored_rows.append(TABLE, part, COLUMNS)
-            count += len(missing)
+        rows, count = stored(), 0
+        for whole in (False, True):  # those with adapters and those without cannot be stacked
+            kind = [way for way in ways if (way == WHOLE) == whole]
+            points = [(way, lam) for way in kind for lam in lams(rows, way)]
+            count += stored_rows.run_missing_at_once(
+                TABLE, lambda seed, part: run(seed, part, *learned(seed)),
+                points, seeds, KEY, COLUMNS, AT_ONCE,
+            )  # fmt: skip
         print(f"{count} runs done", flush=True)
         return count
 
@@ -190,7 +186,7 @@ def search(ways: list[str]) -> None:
 
 
 def stored() -> pd.DataFrame:
-    return pd.read_csv(TABLE) if TABLE.exists() else pd.DataFrame(columns=COLUMNS)
+    return stored_rows.read(TABLE, COLUMNS)
 
 
 def main() -> None:

@@ -118,7 +118,7 @@ def run(name: str, rule: str, gamma: float, lam: float, seed: int) -> dict[str, 
 
 def stored() -> pd.DataFrame:
     """Return the rows found so far."""
-    return pd.read_csv(ROWS) if ROWS.exists() else pd.DataFrame(columns=COLUMNS)
+    return stored_rows.read(ROWS, COLUMNS)
 
 
 def run_missing(wanted: Iterable[tuple], workers: int) -> int:

@@ -88,7 +88,7 @@ def run(
 
 def stored() -> pd.DataFrame:
     """Return the rows found so far."""
-    return pd.read_csv(ROWS) if ROWS.exists() else pd.DataFrame(columns=COLUMNS)
+    return stored_rows.read(ROWS, COLUMNS)
 
 
 def run_missing(wanted: Iterable[tuple], workers: int) -> int:

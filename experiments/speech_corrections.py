@@ -23,7 +23,6 @@ from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-import pandas as pd
 import torch
 
 from ewc_tutorial.course import tables
@@ -94,7 +93,7 @@ def points(name: str, plan: Plan) -> list[tuple[str, float, float]]:
 
 def missing(seed: int) -> Iterator[tuple[str, str, Plan, list[tuple[str, float, float]]]]:
     """Yield the trainings of a seed with their points that are not in the table."""
-    table = pd.read_csv(TABLE) if TABLE.exists() else pd.DataFrame(columns=COLUMNS)
+    table = stored_rows.read(TABLE, COLUMNS)
     have = set(table[KEY].itertuples(index=False, name=None))
     for name, source, plan in RUNS:
         wanted = [
@@ -113,7 +112,7 @@ def check_base(seed: int, before: tuple[float, float]) -> None:
     Raises:
         SystemExit: the table's rows of this seed began with other error rates.
     """
-    table = pd.read_csv(TABLE) if TABLE.exists() else pd.DataFrame(columns=COLUMNS)
+    table = stored_rows.read(TABLE, COLUMNS)
     stored = table[table.seed == seed][["old_before", "new_before"]].drop_duplicates()
     if len(stored) and abs(stored.to_numpy() - before).max() > 5e-5:
         raise SystemExit(

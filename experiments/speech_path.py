@@ -23,7 +23,6 @@ from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-import pandas as pd
 import torch
 
 from ewc_tutorial.course import tables
@@ -73,7 +72,7 @@ def path_by_fisher(recogniser: Recogniser, ewc: EWC, new: Sequence[Recording]) -
 
 def run_seed(seed: int) -> None:
     """Measure the points of one seed that are not in the table."""
-    table = pd.read_csv(TABLE) if TABLE.exists() else pd.DataFrame(columns=COLUMNS)
+    table = stored_rows.read(TABLE, COLUMNS)
     have = set(table[KEY].itertuples(index=False, name=None))
     left = {w: [p for p in points if (seed, w, p) not in have] for w, points in WAYS.items()}
     if not any(left.values()):

@@ -23,7 +23,6 @@ from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-import pandas as pd
 import torch
 
 from ewc_tutorial.course import tables
@@ -59,7 +58,7 @@ RUNS = [
 
 def run_seed(seed: int) -> None:
     """Do the runs of one seed that are not in the table."""
-    table = pd.read_csv(TABLE) if TABLE.exists() else pd.DataFrame(columns=COLUMNS)
+    table = stored_rows.read(TABLE, COLUMNS)
     have = set(table[COLUMNS[:3]].itertuples(index=False, name=None))
     left = [(name, plan) for name, plan in RUNS if (seed, name, plan.lam) not in have]
     if not left:

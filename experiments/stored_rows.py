@@ -33,6 +33,38 @@ def append(path: Path, rows: Sequence[Row], columns: Sequence[str] | None = None
         os.fsync(file.fileno())
 
 
+def read(path: Path, columns: Sequence[str]) -> pd.DataFrame:
+    """Return a table, or an empty one with these columns if it is not there yet."""
+    return pd.read_csv(path) if path.exists() else pd.DataFrame(columns=list(columns))
+
+
+def run_missing_at_once(
+    path: Path,
+    run: Callable[[int, list[tuple]], Sequence[Row]],
+    points: Iterable[tuple],
+    seeds: Iterable[int],
+    key: list[str],
+    columns: Sequence[str],
+    at_once: int,
+) -> int:
+    """Run what is not stored yet, several points of one seed in one call, and count it.
+
+    Args:
+        path, columns: as for :func:`append`.
+        run: called with a seed and some of ``points``; returns their rows.
+        points: values of the columns ``key`` but for the last, which is the seed.
+        at_once: points of a call at most.
+    """
+    done = set(read(path, columns)[key].itertuples(index=False, name=None))
+    points, count = list(points), 0
+    for seed in seeds:
+        missing = [point for point in points if (*point, seed) not in done]
+        for start in range(0, len(missing), at_once):
+            append(path, run(seed, missing[start : start + at_once]), columns)
+        count += len(missing)
+    return count
+
+
 def run_missing(
     path: Path,
     run: Callable[..., Row],

@@ -91,7 +91,7 @@ def run(rule: str, gamma: float, lam: float, seed: int) -> dict[str, Any]:
 
 def stored() -> pd.DataFrame:
     """Return the rows found so far."""
-    return pd.read_csv(ROWS) if ROWS.exists() else pd.DataFrame(columns=COLUMNS)
+    return stored_rows.read(ROWS, COLUMNS)
 
 
 def best(rows: pd.DataFrame, cell: tuple, tie: float = TIE) -> float:

@@ -228,15 +228,8 @@ def search(sources: list[str]) -> None:
     """Run what the search wants, and the report of what it finds."""
 
     def do(seeds: Any, lams_of: Callable[[str], list[float]]) -> int:
-        rows = stored()
-        done = set(rows[KEY].itertuples(index=False, name=None))
-        wanted = [(source, lam) for source in sources for lam in lams_of(source)]
-        count = 0
-        for seed in seeds:
-            points = [point for point in wanted if (*point, seed) not in done]
-            for start in range(0, len(points), AT_ONCE):
-                stored_rows.append(ROWS, run(seed, points[start : start + AT_ONCE]), COLUMNS)
-            count += len(points)
+        points = [(source, lam) for source in sources for lam in lams_of(source)]
+        count = stored_rows.run_missing_at_once(ROWS, run, points, seeds, KEY, COLUMNS, AT_ONCE)
         print(f"{count} runs done", flush=True)
         return count
 
@@ -246,7 +239,7 @@ def search(sources: list[str]) -> None:
 
 
 def stored() -> pd.DataFrame:
-    return pd.read_csv(ROWS) if ROWS.exists() else pd.DataFrame(columns=COLUMNS)
+    return stored_rows.read(ROWS, COLUMNS)
 
 
 def main() -> None:
@@ -257,7 +250,7 @@ def main() -> None:
     if not a.show:
         quiet()
         search(a.sources)
-        known = pd.read_csv(MEASURED) if MEASURED.exists() else pd.DataFrame(columns=KEY)
+        known = stored_rows.read(MEASURED, KEY)
         done = set(known[["source", "seed"]].itertuples(index=False, name=None))
         for seed in REPORT:
             for source in a.sources:
