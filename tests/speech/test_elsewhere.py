@@ -10,6 +10,7 @@ import time
 from contextlib import contextmanager
 
 import pytest
+from waiting import wait_for
 
 pytest.importorskip("fastapi", reason="the group 'speech' is not installed")
 pytest.importorskip("procrastinate", reason="the group 'speech-hosts' is not installed")
@@ -30,13 +31,6 @@ for name, seconds in {QUICK}.items():
     setattr(elsewhere, name, seconds)
 __main__.main(["worker"])
 """
-
-
-def wait_for(condition, seconds=240.0):
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "it takes too long"
-        time.sleep(0.05)
 
 
 @pytest.fixture

@@ -5,9 +5,9 @@ from __future__ import annotations
 import hashlib
 import shutil
 import socket
-import time
 
 import pytest
+from waiting import wait_for
 
 pytest.importorskip("fastapi", reason="the group 'speech' is not installed")
 
@@ -25,13 +25,6 @@ def half_an_upload(service, content: bytes) -> socket.socket:
     )
     connection.sendall(head.encode() + content[: len(content) // 2])
     return connection
-
-
-def wait_for(condition, seconds=240.0):
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "it takes too long"
-        time.sleep(0.05)
 
 
 def test_a_killed_server_loses_nothing_and_goes_on_to_the_end(

@@ -9,9 +9,11 @@ import subprocess
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 import pytest
+import waiting
 
 pytest.importorskip("fastapi", reason="the group 'speech' is not installed")
 
@@ -26,6 +28,7 @@ from ewc_tutorial.speech.settings import Settings
 from ewc_tutorial.speech.training import Mixture
 
 PROCESS = subprocess.Popen
+wait_for = partial(waiting.wait_for, seconds=20.0)
 
 
 @pytest.fixture
@@ -65,13 +68,6 @@ def service(tmp_path, settings, new_speech, processes, indexes):
             running.corrections.add(sound, text)
     yield running
     running.stop()
-
-
-def wait_for(condition, seconds=20.0):
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "it takes too long"
-        time.sleep(0.01)
 
 
 def states(service):
