@@ -51,8 +51,7 @@ def test_the_callback_of_a_trainer(tmp_path):
     model = gpt2()
     names = {"EWC": EWC, "Trainer": Trainer, "consolidate": consolidate, "model": model}
     names |= {"args": arguments(tmp_path), "old_data": sequences(6, 0)}
-    data = {"train_dataset": sequences(6, 1), "data_collator": collator(model)}
-    names["data_of_trainer"] = data
+    names["data"] = {"train_dataset": sequences(6, 1), "data_collator": collator(model)}
     exec(examples()[2], names)
     assert names["ewc"].n_tasks == 1
     assert names["ewc"].penalty() > 0  # it has been trained
