@@ -29,17 +29,12 @@ from ewc_tutorial.course import tables
 from ewc_tutorial.speech.base import train_tiny
 from ewc_tutorial.speech.learning import evaluate, learn
 from ewc_tutorial.speech.recogniser import Recogniser, word_error_rate
-from ewc_tutorial.speech.synthetic import Speaker
+from ewc_tutorial.speech.synthetic import OTHER_SPEAKERS
 from experiments import stored_rows
 from experiments.speech_corrections import LAMBDAS, PLAN, material, spoken
 
 TABLE = tables.path("speech_variants")
 COLUMNS = ["seed", "run", "lam", "old", "new", "drift"]
-#: Voices in the place of the old ones, when those are gone.
-OTHERS = tuple(
-    Speaker(f"other {i}", pitch, pace, (0.15, 0.05))
-    for i, (pitch, pace) in enumerate(((0.86, 1.1), (0.95, 0.9), (1.05, 1.05)))
-)
 LORA = replace(PLAN, lora_rank=4)
 FROZEN = replace(PLAN, freeze_encoder=True)
 #: How a run is called, and its plan.
@@ -64,8 +59,8 @@ def run_seed(seed: int) -> None:
     if not left:
         return
     old, old_tests, corrections, new_tests = material(seed)
-    others = spoken(OTHERS, 100, 1000 * (seed + 1) + 6)
-    sounds = [wave for wave, _ in spoken(OTHERS, 60, 1000 * (seed + 1) + 5)]
+    others = spoken(OTHER_SPEAKERS, 100, 1000 * (seed + 1) + 6)
+    sounds = [wave for wave, _ in spoken(OTHER_SPEAKERS, 60, 1000 * (seed + 1) + 5)]
     with TemporaryDirectory() as folder:
         base = train_tiny(seed)
         base.save(Path(folder))

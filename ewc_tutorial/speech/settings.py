@@ -58,7 +58,7 @@ class Settings(BaseSettings):
     )
 
     lam: Annotated[FiniteFloat, Field(ge=0)] | None = Field(
-        None, description="λ, strength of the penalty [0 with replay; 100 without]"
+        None, description="λ, strength of the penalty [0 with replay; 10 without]"
     )
     curvature: Literal["diagonal", "kronecker"] = Field(
         "diagonal", description="form that the Fisher information is kept in"

@@ -65,6 +65,11 @@ OLD_SPEAKERS = (
 )
 #: The one whose corrections arrive later.
 NEW_SPEAKER = Speaker("Dora", 1.08, 0.7, overtones=(0.5, 0.3), balance=0.9, noise=0.03)
+#: Voices in the place of the old ones, when their recordings are gone.
+OTHER_SPEAKERS = tuple(
+    Speaker(f"other {i}", pitch, pace, (0.15, 0.05))
+    for i, (pitch, pace) in enumerate(((0.86, 1.1), (0.95, 0.9), (1.05, 1.05)))
+)
 
 
 def say(text: str, speaker: Speaker, generator: np.random.Generator) -> np.ndarray:
