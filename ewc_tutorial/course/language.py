@@ -123,6 +123,25 @@ def perplexity(model: nn.Module, facts: Sequence[Fact]) -> float:
 
 
 @torch.no_grad()
+def loss_by_part(model: nn.Module, facts: Sequence[Fact]) -> dict[str, float]:
+    """Return −log p of each part of a sentence, in nats, a mean over facts.
+
+    The parts are the person's name, the form (the verb and the spaces around it), and the answer
+    with its full stop; together they are −log p of the sentence.
+    """
+    device = next(model.parameters()).device
+    total = dict.fromkeys(("name", "form", "answer"), 0.0)
+    for fact in facts:
+        tokens = torch.tensor(encode(fact.text), device=device)
+        log_p = model(tokens[None]).logits[0, :-1].log_softmax(-1)
+        loss = -log_p.gather(1, tokens[1:, None])[:, 0]
+        name, prompt = fact.prompt.index(" "), len(fact.prompt)
+        for part, terms in zip(total, loss.tensor_split((name, prompt)), strict=True):
+            total[part] += terms.sum().item() / len(facts)
+    return total
+
+
+@torch.no_grad()
 def answers(model: nn.Module, facts: Sequence[Fact]) -> list[str]:
     """Return what the model writes after each prompt, up to the full stop, token by token."""
     prompts = [encode(fact.prompt) for fact in facts]

@@ -75,3 +75,19 @@ def test_nothing_is_left_behind(model, step):
     for name, p in model.named_parameters():
         assert torch.equal(p, before[name])
         assert p.grad is None
+
+
+def test_the_loss_of_a_part_is_that_of_its_labels_alone(model):
+    expected = {}
+    for part, texts in {"name": ("ab", "ba"), "form": (" ", " c "), "answer": ("c.", "a.")}.items():
+        total = 0.0
+        for fact, text in zip(FACTS, texts, strict=True):
+            ids = torch.tensor([language.encode(fact.text)])
+            start = 1 + (len(fact.text) - len(text) if part == "answer" else fact.text.index(text))
+            labels = torch.full_like(ids, -100)
+            labels[0, start : start + len(text)] = ids[0, start : start + len(text)]
+            total += len(text) * model(ids, labels=labels).loss.item()
+        expected[part] = total / len(FACTS)
+    found = language.loss_by_part(model, FACTS)
+    assert found == pytest.approx(expected)
+    assert sum(found.values()) == pytest.approx(loss(model).item())
