@@ -229,8 +229,8 @@ class _Views:
         low = [min(float(path[i].min()) for path in paths) for i in (0, 1)]
         domains = [[max(0.0, float(np.floor(20 * v - 0.5)) / 20), 1.0] for v in low]
         place = {
-            "x": _axis("x", "accuracy on earlier tasks: stability", domains[0]),
-            "y": _axis("y", "on the last task: plasticity", domains[1]),
+            "x": _axis("x", "accuracy on the earlier tasks", domains[0]),
+            "y": _axis("y", "accuracy on the last task", domains[1]),
         }
         rows = [
             [

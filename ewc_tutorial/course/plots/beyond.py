@@ -75,7 +75,7 @@ def stiffness_by_direction(
         ylim=(0, 1.25 * top),
         xticks=np.arange(np.min(angles), np.max(angles) + 1, 30),
     )
-    ax.legend(fontsize="small", loc="center left")
+    ax.legend(fontsize="small", loc="upper right")
     return ax
 
 
@@ -145,7 +145,7 @@ def accuracy_by_curvature(
     for value, look in zip(lines.values(), _looks(list(lines)), strict=True):
         ax.axhline(value, lw=1.5, **{k: v for k, v in look.items() if k != "marker"})
     ax.axvline(1, color="0.6", lw=1, zorder=0)
-    ax.annotate(" Bayes: 1", (1, 0.02), xycoords=("data", "axes fraction"), fontsize="small")
+    ax.annotate(" Bayes: 1", (1, 0.25), xycoords=("data", "axes fraction"), fontsize="small")
     ax.set(xscale="log", xlabel="λ", ylabel="mean accuracy at the end", title=title)
     return ax
 

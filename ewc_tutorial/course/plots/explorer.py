@@ -135,7 +135,7 @@ def frontier(
                     ha="center", va="bottom" if up else "top",
                 )  # fmt: skip
     ax.margins(0.15)
-    ax.set(xlabel="accuracy on earlier tasks: stability", ylabel="on the last task: plasticity")
+    ax.set(xlabel="accuracy on the earlier tasks", ylabel="accuracy on the last task")
     if any(paths):
         ax.legend(fontsize="small")
     return ax

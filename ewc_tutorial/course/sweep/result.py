@@ -75,13 +75,13 @@ class SweepResult:
 
     @property
     def old_accuracy(self) -> NDArray[np.float64]:
-        """``(L, S)`` stability: mean final accuracy on all tasks but the last; NaN for one task."""
+        """``(L, S)`` mean final accuracy on all tasks but the last; NaN for one task."""
         earlier = self.accuracy[:, :, -1, :-1]
         return earlier.mean(axis=-1) if earlier.size else np.full(earlier.shape[:2], np.nan)
 
     @property
     def new_accuracy(self) -> NDArray[np.float64]:
-        """``(L, S)`` plasticity: final accuracy on the last task."""
+        """``(L, S)`` final accuracy on the last task."""
         return self.accuracy[:, :, -1, -1]
 
     @property

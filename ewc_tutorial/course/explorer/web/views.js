@@ -115,7 +115,7 @@ function drawFrontier(state) {
   drawChart(element("frontier"), {
     alt: "Accuracy on the last task against that on the earlier tasks" +
       (chosen.shown ? `, a point for each λ.${said}` : `: ${COVERED}.`),
-    x: axis(0, "accuracy on earlier tasks: stability"), y: axis(1, "on the last task: plasticity"),
+    x: axis(0, "accuracy on the earlier tasks"), y: axis(1, "accuracy on the last task"),
     series: !chosen.shown ? [] : [
       { ...GHOST, name: `stored, λ = 0 to ${lambdaText(landscape.lambdas.at(-1))}`, points: ghost },
       { name: "trained here", color: "ink", points: path, dots: true },
