@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+import subprocess
 import tempfile
 import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -26,6 +28,21 @@ def temporary_files(monkeypatch) -> None:
     """The service's command makes its own folder that of all temporary files; after a test in which
     it ran here, it is not."""
     monkeypatch.setattr(tempfile, "tempdir", tempfile.gettempdir())
+
+
+@pytest.fixture
+def start_trainings_by(monkeypatch) -> Callable[[Callable[..., Any]], None]:
+    """Puts a function in the place of Popen for the runner of trainings alone.
+
+    The PostgreSQL server, for one, needs the real one, and any test may be the first to start it.
+    """
+    from ewc_tutorial.speech import runner
+
+    def put(popen: Callable[..., Any]) -> None:
+        seen = SimpleNamespace(**vars(subprocess) | {"Popen": popen})
+        monkeypatch.setattr(runner, "subprocess", seen)
+
+    return put
 
 
 @pytest.fixture(scope="session")

@@ -94,16 +94,16 @@ def worker(service):
 
 
 @pytest.fixture
-def processes(monkeypatch):
+def processes(start_trainings_by):
     """Trainings are processes that wait for the end of their input; those that were started."""
-    started, start = [], subprocess.Popen
+    started = []
 
     def wait(command, **options):
-        started.append(start([sys.executable, "-c", "input(), input()"], **options))
+        started.append(subprocess.Popen([sys.executable, "-c", "input(), input()"], **options))
         started[-1].job = command[-1]
         return started[-1]
 
-    monkeypatch.setattr(runner.subprocess, "Popen", wait)
+    start_trainings_by(wait)
     yield started
     for process in started:
         process.kill()

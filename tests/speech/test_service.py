@@ -19,7 +19,6 @@ import sqlalchemy
 
 pytest.importorskip("fastapi", reason="the group 'speech' is not installed")
 
-from ewc_tutorial.speech import runner
 from ewc_tutorial.speech.brake import Brake
 from ewc_tutorial.speech.database import Database
 from ewc_tutorial.speech.recogniser import Recogniser
@@ -524,7 +523,7 @@ def test_trouble_with_the_disk_is_a_sentence_and_hearing_goes_on(inside, wav, mo
 
 
 def test_a_training_that_cannot_be_started_or_noted_blocks_no_other(
-    inside, new_speech, monkeypatch
+    inside, new_speech, monkeypatch, start_trainings_by
 ):
     service = inside.app.state.service
     importance = service.models.path("base") / "importance.pt"
@@ -535,7 +534,7 @@ def test_a_training_that_cannot_be_started_or_noted_blocks_no_other(
     def no_process(*_, **__):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(runner.subprocess, "Popen", no_process)
+    start_trainings_by(no_process)
     with monkeypatch.context() as patch:
         # The disk is so full that not even the failure can be noted.
         patch.setattr(service.jobs, "fail", no_process)

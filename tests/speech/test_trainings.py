@@ -27,23 +27,22 @@ from ewc_tutorial.speech.service import Service
 from ewc_tutorial.speech.settings import Settings
 from ewc_tutorial.speech.training import Mixture
 
-PROCESS = subprocess.Popen
 wait_for = partial(waiting.wait_for, seconds=20.0)
 
 
 @pytest.fixture
-def processes(monkeypatch, tmp_path):
+def processes(monkeypatch, start_trainings_by, tmp_path):
     """Trainings are processes that wait; those that were started."""
     started = []
 
     def start(command, **options):
         ready = tmp_path / f"ready {len(started)}"
         code = f"import pathlib, sys; pathlib.Path({str(ready)!r}).touch(); sys.stdin.read()"
-        started.append(PROCESS([sys.executable, "-c", code], **options))
+        started.append(subprocess.Popen([sys.executable, "-c", code], **options))
         started[-1].job, started[-1].ready = command[-1], ready
         return started[-1]
 
-    monkeypatch.setattr(runner.subprocess, "Popen", start)
+    start_trainings_by(start)
     monkeypatch.setattr(runner, "PAUSE_SECONDS", 0.05)
     # Tests that run in the background of a shell ignore SIGINT, and so would these processes.
     interrupt = signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -111,8 +110,8 @@ def test_trainings_wait_for_their_turn(service, processes, new_speech):
     ("settings_say", "wished", "lam"),
     [
         ({}, {}, 0.0),
-        ({}, {"replay": 0.0}, 100.0),
-        ({"replay": 0.0}, {}, 100.0),
+        ({}, {"replay": 0.0}, 10.0),
+        ({"replay": 0.0}, {}, 10.0),
         ({"replay": 0.0}, {"replay": 0.25}, 0.0),
         ({"lam": 7.0}, {}, 7.0),
         ({"lam": 7.0}, {"lam": 3.0, "replay": 0.0}, 3.0),
