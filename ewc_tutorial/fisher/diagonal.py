@@ -31,7 +31,7 @@ from ewc_tutorial.fisher.likelihoods.base import Draws, Likelihood, Seeds
 from ewc_tutorial.fisher.per_sample import run
 from ewc_tutorial.fisher.probe import PROBE_SIZE
 from ewc_tutorial.fisher.samples import Batch, Samples, make_samples
-from ewc_tutorial.fisher.saved import Saved, fingerprint
+from ewc_tutorial.fisher.saved import Saved, checksum, described, fingerprint
 from ewc_tutorial.fisher.undisturbed import undisturbed
 from ewc_tutorial.precision import widest
 from ewc_tutorial.randomness import as_generator
@@ -262,8 +262,9 @@ def _fisher(
             sums, count = _zeros(engine), 0
             saved = None
             if resume is not None:
-                options = (estimator, type(rule).__name__, n_samples, batch_size)
-                key = (*options, fingerprint(engine.model, head), tuple(sums))
+                options = (estimator, described(rule), n_samples, batch_size)
+                start = checksum(before_draws)
+                key = (*options, start, fingerprint(engine.model, head), tuple(sums))
                 saved = Saved(resume, sums, draws, repr(key))
                 doubt = saved.doubt
             for batch in _with_progress(batches, samples, progress):
