@@ -125,7 +125,7 @@ class Attachment:
             self._rates[name] = self._rates.get(name, 0.0) + step.lr
             if name in self._force:
                 parameter.sub_(self._force[name] * (step.lr / step.scale))
-        if self._waited == self._every:
+        if self._waited >= self._every:  # more, if `every` is smaller since a checkpoint
             self._proximal_step(steps)
 
     @torch.no_grad()

@@ -890,6 +890,20 @@ def test_a_handle_goes_on_where_another_was_saved(factory, tmp_path):
     assert torch.equal(whole.flat(), second.flat())
 
 
+def test_a_handle_goes_on_with_a_shorter_period_than_it_was_saved_with():
+    problem = Problem(2.0)
+    optimizer = optim.SGD(problem.model.parameters(), lr=0.1)
+    handle = problem.ewc.attach(optimizer, every=20)
+    for _ in range(15):
+        problem.backward()
+        optimizer.step()
+    state = handle.state_dict()
+    handle.remove()
+    problem.ewc.attach(optimizer, every=10).load_state_dict(state)
+    problem.descend(optimizer, 1500)
+    assert problem.error() < 1e-4
+
+
 @pytest.mark.parametrize("every", [0, 1.5, True])
 def test_a_bad_every_is_refused(every):
     model, ewc, _ = after_tasks(1)
