@@ -21,7 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ewc_tutorial.attachment import Attachment
+from ewc_tutorial.attachment import Attachment, is_attached
 from ewc_tutorial.curvature import RULES, Curvature, make_curvature
 from ewc_tutorial.curvature.base import buffer_key
 from ewc_tutorial.curvature.diagonal import Diagonal
@@ -362,7 +362,7 @@ class EWC(nn.Module):
         with plain gradient descent (see :mod:`ewc_tutorial.optimizers`), and is stable at every λ.
         The learning rate is read anew each time, for each group of parameters, so schedulers are
         followed; with gradient accumulation there is one proximal step for each optimizer step,
-        and none where a gradient scaler has skipped it.
+        and none where a gradient scaler has skipped it. One call lasts for all later tasks.
 
         Args:
             optimizer: SGD, Adam, AdamW, RMSprop or Adagrad of ``torch.optim``.
@@ -376,8 +376,8 @@ class EWC(nn.Module):
 
         Raises:
             TypeError: it is no optimizer.
-            ValueError: it is another one, or it trains nothing that is protected, or ``every`` is
-                not a whole number above zero.
+            ValueError: it is another one, trains nothing that is protected, or is attached already;
+                or ``every`` is not a whole number above zero.
         """
         every = self._kept.every if every is None else every
         if isinstance(every, bool) or not isinstance(every, int) or every < 1:
@@ -388,6 +388,11 @@ class EWC(nn.Module):
             raise ValueError(
                 "optimizer trains no parameter that this EWC protects: make the EWC with the very "
                 "model that is trained, not with a copy of it."
+            )
+        if is_attached(self, optimizer):
+            raise ValueError(
+                "optimizer must be one to which this EWC is not attached yet, as each handle pulls "
+                "with λ: go on with the one there is, which follows later tasks, or remove() it."
             )
         self._warn_of_unfrozen()
         return Attachment(self, optimizer, every)
