@@ -113,7 +113,8 @@ class Attachment:
         return {self._names[p]: (p, step) for p, step in steps.items() if p in self._names}
 
     def _before_step(self, optimizer: torch.optim.Optimizer, *_: Any) -> None:
-        if not self._waited and not self._idle:
+        # A task more ends the period that has begun.
+        if (not self._waited or self._stale) and not self._idle:
             values = self._ewc.values()
             self._start = {name: value.detach().clone() for name, value in values.items()}
 

@@ -862,6 +862,25 @@ def test_the_end_moves_nothing_by_a_penalty_that_is_no_more(change):
     assert torch.equal(problem.flat(), before)
 
 
+def test_a_task_within_a_period_begins_another_as_a_new_handle_does():
+    """With one iteration the step shows from which weights it started."""
+    ends = []
+    for new_handle in (False, True):
+        problem = Problem(2.0, iterations=1)
+        optimizer = optim.Adam(problem.model.parameters(), lr=0.05)
+        handle = problem.ewc.attach(optimizer, every=3)
+        for step in range(8):
+            if step == 4:
+                problem.ewc.merge(random_factors(problem.ewc.shapes(), seed=5))
+                if new_handle:
+                    handle.remove()
+                    problem.ewc.attach(optimizer, every=3)
+            problem.backward()
+            optimizer.step()
+        ends.append(problem.flat().detach())
+    assert torch.equal(*ends)
+
+
 @pytest.mark.parametrize("factory", [partial(optim.SGD, lr=0.05), partial(optim.Adam, lr=0.05)])
 def test_a_handle_goes_on_where_another_was_saved(factory, tmp_path):
     def descend(problem, optimizer, steps):
