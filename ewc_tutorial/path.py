@@ -56,10 +56,10 @@ class WeightPath:
 
     Made by :meth:`EWC.path <ewc_tutorial.ewc.EWC.path>`. μ and S are what it remembers of earlier
     tasks, θ_new the weights after training on a new one, and F that task's Fisher information
-    there. λ = 0 is θ_new. Where nothing is known, S = F = 0, weights stay at θ_new; where only the
-    old tasks know something, they go to μ at once. Each point is a closed form: the weighted mean
-    of both ends, weight by weight with diagonals, and with Kronecker factors in the basis in which
-    those of both tasks are diagonal.
+    there, all as they were when the path was made. λ = 0 is θ_new. Where nothing is known,
+    S = F = 0, weights stay at θ_new; where only the old tasks know something, they go to μ at once.
+    Each point is a closed form: the weighted mean of both ends, weight by weight with diagonals,
+    and with Kronecker factors in the basis in which those of both tasks are diagonal.
 
     Args:
         parameters: θ_new by name, the model's own.
@@ -80,7 +80,7 @@ class WeightPath:
         if isinstance(lam, bool) or not isinstance(lam, Real) or not 0 <= lam < float("inf"):
             raise ValueError(f"lam must be a finite number that is not negative, not {lam!r}.")
         return {
-            name: value.to(self._new[name])
+            name: value.to(self._new[name], copy=True)
             for name, value in (self._minima(float(lam)) if lam else self._new).items()
         }
 

@@ -218,6 +218,29 @@ def test_the_model_goes_along_and_comes_back():
     assert all(torch.equal(p, path.at(0.5)[n]) for n, p in model.named_parameters())
 
 
+@pytest.mark.parametrize("curvature", ["diagonal", "kronecker", "compact"])
+@pytest.mark.parametrize("then", ["merge", "reset"])
+def test_what_comes_later_does_not_change_the_path(curvature, then):
+    model, (first, _, new) = network(2)
+    ewc = EWC(model, rule="latest", curvature=curvature)
+    ewc.consolidate(first)
+    with torch.no_grad():
+        [p.add_(torch.randn_like(p)) for p in model.parameters()]
+    F = ewc.measure(new)
+    path, other = ewc.path(F), ewc.path(F)
+    expected = [{n: p.clone() for n, p in path.at(lam).items()} for lam in (0.0, 0.7)]
+    if then == "merge":
+        ewc.merge(F)
+    else:
+        ewc.reset()
+    for lam, points in zip((0.0, 0.7), expected, strict=True):
+        for name, point in points.items():
+            assert torch.equal(path.at(lam)[name], point)
+            path.at(lam)[name].zero_()  # nor does what is done with a point
+            assert torch.equal(path.at(lam)[name], point)
+            assert torch.equal(other.at(lam)[name], point)
+
+
 def test_a_score_that_fails_or_forbids_everything_leaves_the_new_weights():
     model, (first, _, new) = network(2)
     ewc = EWC(model)

@@ -179,7 +179,11 @@ class Diagonal(Curvature):
     def minima(
         self, values: Tensors, F: Tensors, damping: float
     ) -> Callable[[float], dict[str, Tensor]]:
-        importance, anchors = dict(self.importance), self.anchor
+        # A copy, as later tasks are merged into these very tensors.
+        importance, anchors = (
+            {name: tensor.clone() for name, tensor in part.items()}
+            for part in (self.importance, self.anchor)
+        )
         new = {name: _checked(F, name, S) for name, S in importance.items()}
         new = {name: f + damping * whole(f.mean()) for name, f in new.items()}
 
