@@ -100,7 +100,8 @@ class WeightPath:
                 minus infinity where the old one has lost more than it may.
 
         Raises:
-            ValueError: no score is above minus infinity; the new weights are in the model then.
+            ValueError: no score is above minus infinity. Then, and if ``score`` raises anything,
+                the new weights are in the model.
         """
         best, chosen = -float("inf"), None
         try:
@@ -108,8 +109,10 @@ class WeightPath:
                 self.go_(lam)
                 if (value := float(score())) > best:
                     best, chosen = value, lam
-        finally:
-            self.go_(chosen or 0.0)
+        except BaseException:
+            self.go_(0.0)
+            raise
+        self.go_(chosen or 0.0)
         if chosen is None:
             raise ValueError("score must be above minus infinity for one of the λ at least.")
         return chosen

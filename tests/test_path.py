@@ -251,8 +251,13 @@ def test_a_score_that_fails_or_forbids_everything_leaves_the_new_weights():
     path = ewc.path(ewc.measure(new))
     with pytest.raises(ValueError, match="score must be above minus infinity"):
         path.pick_([0.5, 1.0], lambda: -math.inf)
-    with pytest.raises(ZeroDivisionError):
-        path.pick_([0.5, 1.0], lambda: 1 / 0)
+    for scores in ([0.0], [2.0, 3.0, 0.0]):
+        left = iter(scores)
+        with pytest.raises(ZeroDivisionError):
+            path.pick_([0.5, 1.0, 2.0], lambda left=left: 1 / next(left))
+        assert all(torch.equal(p, end[n]) for n, p in model.named_parameters())
+    with pytest.raises(ValueError, match="lam must be a finite number"):
+        path.pick_([0.5, -1.0], lambda: 1.0)
     assert all(torch.equal(p, end[n]) for n, p in model.named_parameters())
 
 
