@@ -40,14 +40,17 @@ def between(old: Mapping[str, Tensor], new: Mapping[str, Tensor], t: float) -> d
     found = {}
     for name, end in new.items():
         start = old[name]
-        if not isinstance(end, Tensor) or not end.is_floating_point():
+        if not isinstance(start, Tensor) or not isinstance(end, Tensor):
             found[name] = end if t >= 0.5 else start
             continue
         if start.shape != end.shape:
             raise ValueError(
                 f"{name!r} has shape {tuple(start.shape)} in old, but {tuple(end.shape)} in new."
             )
-        found[name] = torch.lerp(start.to(end), end, t)
+        if end.is_floating_point() or end.is_complex():
+            found[name] = torch.lerp(start.to(end), end, t)
+        else:
+            found[name] = (end if t >= 0.5 else start).clone()
     return found
 
 

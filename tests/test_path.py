@@ -305,9 +305,18 @@ def test_the_straight_line():
     assert found["w"].tolist() == [0.25, 2.5]
     assert found["n"] == 3
     assert between(old, new, 0.5)["n"] == 9
+    between(old, new, 0.5)["n"].zero_()
+    assert new["n"] == 9
     assert found["h"].dtype == torch.float16
     assert torch.equal(between(old, new, 1.0)["w"], new["w"])
     assert torch.equal(between(old, new, 0.0)["w"], old["w"])
+
+
+def test_the_line_of_complex_weights_is_that_of_their_parts():
+    old, new = torch.randn(2, 3, 2, generator=torch.Generator().manual_seed(0))
+    parts = between({"w": old}, {"w": new}, 0.3)["w"]
+    whole = between({"w": torch.view_as_complex(old)}, {"w": torch.view_as_complex(new)}, 0.3)["w"]
+    torch.testing.assert_close(torch.view_as_real(whole), parts)
 
 
 @pytest.mark.parametrize("t", [-0.1, 1.1, math.nan, True, None])
@@ -321,3 +330,5 @@ def test_only_weights_of_one_architecture_have_a_line_between():
         between({"w": torch.zeros(1)}, {"w": torch.zeros(1), "b": torch.zeros(1)}, 0.5)
     with pytest.raises(ValueError, match=r"shape \(2,\) in old, but \(1,\) in new"):
         between({"w": torch.zeros(2)}, {"w": torch.zeros(1)}, 0.5)
+    with pytest.raises(ValueError, match=r"'n' has shape \(2,\) in old, but \(3,\) in new"):
+        between({"n": torch.zeros(2).long()}, {"n": torch.zeros(3).long()}, 0.5)
