@@ -154,6 +154,14 @@ class EWC(nn.Module):
         """μ per protected parameter, meaningful where S > 0."""
         return self._kept.anchor
 
+    @property
+    def summed(self) -> float:
+        """Of how many tasks S is the sum, each counted by its weight and by what γ has left of it;
+        1 under ``average``, and where nothing is summed."""
+        if self.rule == "average":
+            return 1.0
+        return self._kept.state().get("total_weight") or 1.0
+
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """Return the shape of each tensor that :meth:`measure` returns and :meth:`merge` takes."""
         return self._kept.shapes()

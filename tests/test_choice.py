@@ -336,6 +336,27 @@ def test_two_tasks_foretell_the_rise_of_their_mean():
     assert predicted_rise(ewc) == pytest.approx(once)
 
 
+@pytest.mark.parametrize("curvature", ["diagonal", "compact", "kronecker"])
+@pytest.mark.parametrize("gamma", [0.0, 0.5, 1.0])
+def test_what_gamma_has_left_of_equal_tasks_foretells_the_rise_of_each(curvature, gamma):
+    """Σ γᵏ tasks make S, each of a loss that rises by ½ ΔᵀFΔ."""
+    model = classifier()
+    ewc = EWC(model, rule="online", gamma=gamma, curvature=curvature)
+    F = ewc.measure(blobs())
+    ewc.merge(F)
+    with torch.no_grad():
+        [p.add_(0.1) for p in model.parameters()]
+    once = predicted_rise(ewc)
+    for weight in (1.0, 2.0):
+        ewc.merge(F, weight, at=ewc.anchor)
+    assert ewc.summed == pytest.approx(gamma**2 + gamma + 2)
+    tolerance = 0.02 if curvature == "compact" else 1e-5  # S is rounded to a byte
+    assert predicted_rise(ewc) == pytest.approx(once, rel=tolerance)
+    again = EWC(model, rule="online", curvature=curvature)
+    again.load_state_dict(ewc.state_dict())
+    assert predicted_rise(again) == predicted_rise(ewc)
+
+
 def test_softness_says_what_it_lacks():
     model, data = classifier(), blobs()
     ewc = EWC(model)

@@ -17,8 +17,9 @@ from ewc_tutorial.precision import double
 
 
 def predicted_rise(ewc: EWC) -> float:
-    """Return ½ (θ − μ)ᵀ S (θ − μ) over the number of tasks in S: what the penalty foretells, in
-    nats, of the rise of the old tasks' mean loss.
+    """Return what the penalty foretells, in nats, of the rise of the old tasks' mean loss:
+    ½ (θ − μ)ᵀ S (θ − μ), with the constant of :meth:`EWC.penalty <ewc_tutorial.ewc.EWC.penalty>`
+    under ``separate``, over the number of tasks that S is the sum of.
 
     Along the steps that training takes the diagonal foretells far too little. In lesson 13 the loss
     rose by 1.3 nats after training without a penalty, where the diagonal said 0.016 and Kronecker
@@ -27,7 +28,7 @@ def predicted_rise(ewc: EWC) -> float:
     """
     lam, ewc.lam = ewc.lam, 1.0
     try:
-        return float(ewc.penalty().detach()) / _weight(ewc)
+        return float(ewc.penalty().detach()) / ewc.summed
     finally:
         ewc.lam = lam
 
@@ -96,8 +97,3 @@ def softness(
     if not count:
         raise ValueError("old_data must hold at least one sample, but it is empty.")
     return whole / count / springs
-
-
-def _weight(ewc: EWC) -> float:
-    """Return how many tasks S is the sum of."""
-    return 1.0 if ewc.rule == "average" else ewc.get_extra_state()["total_weight"] or 1.0

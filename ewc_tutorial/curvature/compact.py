@@ -117,7 +117,7 @@ class Compact(Diagonal):
         for name in self.names if self.path is None else ():
             _check_room(name, here[name], self.anchor[name].dtype)
         checkpoint = None if self.path is None else self._opened(here)
-        total_weight = self._total_weight + weight
+        total_weight = gamma * self._total_weight + weight
         share = weight / total_weight if total_weight else 0.0
         keep, take = {"average": (1 - share, share), "online": (gamma, weight)}.get(
             rule, (1.0, weight)

@@ -72,14 +72,14 @@ class Diagonal(Curvature):
     def merged(
         self, F: Tensors, weight: float, here: Tensors, rule: str, gamma: float
     ) -> tuple[list[tuple[Tensor, Tensor]], dict[str, float], float]:
-        """Return what :meth:`commit` takes: S and μ of each name, constants, weight of all tasks.
+        """Return what :meth:`commit` takes: S and μ of each name, constants, what all tasks weigh.
 
         Raises:
             ValueError: as :meth:`merge`.
         """
         updates = []
         constants = dict(self._constants)
-        total_weight = self._total_weight + weight
+        total_weight = gamma * self._total_weight + weight
         anchors = self.anchor
         for name, S in self.importance.items():
             anchor = anchors[name]

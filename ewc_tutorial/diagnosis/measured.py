@@ -36,7 +36,6 @@ def check_fisher(
     measurable = dict(model.named_parameters())
     names = [name for name in S.names if name in values and name in measurable]
     moved = any(not _same(anchor[name], values[name]) for name in names)
-    weight = 1.0
     why = None
     if data is None:
         why = "needs the old task's data"
@@ -55,15 +54,13 @@ def check_fisher(
     if why is not None:
         report.skipped["where F comes from"] = why
         return
-    if isinstance(ewc, EWC) and ewc.rule != "average":
-        weight = ewc.get_extra_state()["total_weight"]
     size = batch_size or getattr(data, "batch_size", None) or 32
     tested = S.only(names)
     there = anchor if moved else {}
     with only_trainable(model, names), values_at(trainable, there):
         found = fisher_origin.explain(
             tested.form,
-            tested.over(weight),
+            tested.over(ewc.summed if isinstance(ewc, EWC) else 1.0),
             model,
             _gathered(data, n_samples, size),
             None if new_data is None else _gathered(new_data, n_samples, size),

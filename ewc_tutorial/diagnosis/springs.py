@@ -93,8 +93,7 @@ def springs_of(
             )
             return None
         check_unfrozen(report, ewc)
-        values = ewc.values()
-        tasks = 1.0 if ewc.rule == "average" else ewc.get_extra_state()["total_weight"] or 1.0
+        values, tasks = ewc.values(), ewc.summed
     else:
         values, tasks = dict(model.named_parameters()), 1.0
     S = quadratic_of(report, model, values, fisher)
