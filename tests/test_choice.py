@@ -293,13 +293,21 @@ def test_data_of_another_kind_wants_a_metric():
         choose_lambda(lambda lam, seed: 3.0, blobs(), budget=6)
 
 
-@pytest.mark.parametrize("curvature", ["diagonal", "kronecker"])
-def test_softness_is_that_of_the_whole_matrix(curvature):
+@pytest.mark.parametrize("tasks", [1, 2])
+@pytest.mark.parametrize("curvature", ["diagonal", "compact", "kronecker"])
+def test_softness_is_that_of_the_whole_matrix(curvature, tasks):
     model = classifier().double()
     x = blobs(n=12)[0].double()
     ewc = EWC(model, lam=7.0, curvature=curvature)
     ewc.consolidate((x, torch.zeros(12, dtype=torch.long)))
+    if tasks == 2:  # around another optimum: under ``separate`` the sum has a constant
+        with torch.no_grad():
+            [p.add_(torch.randn_like(p)) for p in model.parameters()]
+        ewc.consolidate((x, torch.zeros(12, dtype=torch.long)))
+    for name, p in model.named_parameters():
+        p.data.copy_(ewc.anchor[name])
     anchor = torch.cat([p.detach().flatten() for p in model.parameters()])
+    least = ewc.penalty().item()
     # The whole matrix, from one gradient for each sample and class.
     F = torch.zeros(len(anchor), len(anchor), dtype=torch.float64)
     for sample in x:
@@ -312,10 +320,13 @@ def test_softness_is_that_of_the_whole_matrix(curvature):
         for p in model.parameters():
             p.add_(0.3 * torch.randn_like(p))
     here = torch.cat([p.detach().flatten() for p in model.parameters()])
-    expected = (here - anchor) @ F @ (here - anchor) / (2 * ewc.penalty().item() / 7)
+    springs = 2 * (ewc.penalty().item() - least) / 7 / tasks
+    expected = (here - anchor) @ F @ (here - anchor) / springs
     assert softness(ewc, (x, torch.zeros(12, dtype=torch.long))) == pytest.approx(expected.item())
     assert torch.equal(here, torch.cat([p.detach().flatten() for p in model.parameters()]))
     assert ewc.lam == 7.0
+    model[0].weight.requires_grad_(False)  # which changes nothing of the question
+    assert softness(ewc, (x, None)) == pytest.approx(expected.item())
 
 
 def test_softness_of_one_weight_is_one():
@@ -363,6 +374,13 @@ def test_softness_says_what_it_lacks():
     with pytest.raises(ValueError, match="consolidate a task first"):
         softness(ewc, data)
     ewc.consolidate(data)
+    with pytest.raises(ValueError, match="train the model on the new task first"):
+        softness(ewc, data)
+    with torch.no_grad():
+        model[0].weight.add_(0.1)
+    ewc.consolidate(data)  # a constant is left at the common minimum
+    for name, p in model.named_parameters():
+        p.data.copy_(ewc.anchor[name])
     with pytest.raises(ValueError, match="train the model on the new task first"):
         softness(ewc, data)
 
