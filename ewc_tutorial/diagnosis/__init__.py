@@ -79,7 +79,8 @@ def diagnose(
 
     Raises:
         ValueError: neither ``ewc`` nor both of ``fisher`` and ``anchor`` are given, or a flat
-            vector has another length than the parameters.
+            vector has another length than the parameters; or ``data`` or ``new_data`` have labels
+            that are none of the model's.
         TypeError: ``fisher`` or ``anchor`` has another form.
     """
     fisher, anchor, penalty, lam = parts_of(ewc, fisher, anchor, penalty, lam)

@@ -13,7 +13,7 @@ from ewc_tutorial.diagnosis.moving import values_at
 from ewc_tutorial.diagnosis.quadratic import Quadratic
 from ewc_tutorial.diagnosis.report import Diagnosis, Finding, Tensors
 from ewc_tutorial.ewc import EWC
-from ewc_tutorial.fisher.samples import make_samples
+from ewc_tutorial.fisher.samples import Batch, make_samples
 from ewc_tutorial.fisher.undisturbed import only_trainable
 from ewc_tutorial.precision import double
 
@@ -134,6 +134,6 @@ def _same(anchor: Tensor, value: Tensor) -> bool:
     return torch.allclose(anchor.to(here), here, rtol=1e-4, atol=1e-6 * float(here.abs().max()))
 
 
-def _gathered(data: Any, n_samples: int | None, size: int) -> list[fisher_origin.Batch]:
+def _gathered(data: Any, n_samples: int | None, size: int) -> list[Batch]:
     samples = make_samples(data, n_samples, torch.Generator().manual_seed(0))
     return list(samples.batches(size))
