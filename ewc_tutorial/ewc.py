@@ -492,13 +492,15 @@ class EWC(nn.Module):
         """Restore what another :class:`EWC` consolidated, its λ and γ included.
 
         With ``strict=False`` what both protect is restored and the rest stays as it is: after a
-        head was replaced, that carries all other layers over to a new EWC.
+        head was replaced, that carries all other layers over to a new EWC. Where some stays, the
+        numbers of tasks are the greater ones of both.
 
         Raises:
-            ValueError: the state was made under another rule or with another curvature.
+            ValueError: the state was made under another rule or with another curvature, or lacks
+                its ``_extra_state``, without which nobody knows how many tasks are in S.
             RuntimeError: names or shapes do not match; nothing is changed then.
         """
-        if complaint := self._other_kind(state_dict.get("_extra_state")):
+        if complaint := self._other_kind(state_dict):
             raise ValueError(complaint)
         strict = kwargs.get("strict", args[0] if args else True)
         for complaint in self._misfits(state_dict, strict):
@@ -516,9 +518,11 @@ class EWC(nn.Module):
         error_msgs: list[str],
     ) -> None:
         # A parent module that loads its own state comes this way, past load_state_dict().
-        if complaint := self._other_kind(state_dict.get(f"{prefix}_extra_state")):
+        if complaint := self._other_kind(state_dict, prefix):
             error_msgs.append(complaint)
             return
+        before = self.n_tasks
+        some_stays = any(f"{prefix}{key}" not in state_dict for key in self._buffers)
         # What one process has saved may go on in several, and the other way round.
         state_dict = dict(state_dict)
         for key, mine in self._buffers.items():
@@ -527,9 +531,17 @@ class EWC(nn.Module):
         super()._load_from_state_dict(
             state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
         )
+        if some_stays:
+            self.n_tasks = max(self.n_tasks, before)
 
-    def _other_kind(self, state: Mapping[str, Any] | None) -> str | None:
-        """Say in which way a state is of another kind of EWC than this one."""
+    def _other_kind(self, state_dict: Mapping[str, Any], prefix: str = "") -> str | None:
+        """Say in which way a state is of another kind of EWC than this one, or of none."""
+        state = state_dict.get(f"{prefix}_extra_state")
+        if state is None and (found := [k for k in self._buffers if f"{prefix}{k}" in state_dict]):
+            return (
+                f"state_dict has {prefix + found[0]!r}, but no '{prefix}_extra_state' with the "
+                "rule and the number of tasks that it belongs to: load all that state_dict() gave."
+            )
         kind = {"curvature": self.curvature, "rule": self.rule} | self._kept.kind
         for name, mine in kind.items():
             if state is not None and (other := state.get(name)) != mine:

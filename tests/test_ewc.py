@@ -576,6 +576,42 @@ def test_the_penalty_of_what_was_carried_over_is_that_of_these_layers_alone():
     assert kept.penalty().item() == pytest.approx(expected.item())
 
 
+@pytest.mark.parametrize("curvature", ["diagonal", "compact"])
+def test_what_a_state_lacks_stays_as_it_is(curvature):
+    model = network()
+    whole = EWC(model, lam=2.0, curvature=curvature)
+    part = EWC(model, lam=2.0, curvature=curvature, include="0.*")
+    for task in range(3):
+        move(model, seed=task)
+        whole.merge(random_fisher(model, seed=task))
+    part.merge(random_fisher(model, seed=7))
+    separate = [EWC(model, lam=2.0, include=p, curvature=curvature) for p in ("0.*", "2.*")]
+    separate[0].load_state_dict(part.state_dict())
+    separate[1].load_state_dict(whole.state_dict(), strict=False)
+    whole.load_state_dict(part.state_dict(), strict=False)
+    assert (whole.n_tasks, whole.summed) == (3, 3.0)
+    expected = sum(each.penalty().item() for each in separate)
+    assert whole.penalty().item() == pytest.approx(expected, rel=1e-6)
+    move(model, seed=9)
+    expected = sum(each.penalty().item() for each in separate)
+    assert whole.penalty().item() == pytest.approx(expected, rel=1e-6)
+
+
+@pytest.mark.parametrize("strict", [True, False])
+def test_a_state_without_its_numbers_is_refused(strict):
+    parent = Parent()
+    parent.ewc.merge(random_fisher(parent.net, seed=0))
+    for module, name in ((parent.ewc, "_extra_state"), (parent, "ewc._extra_state")):
+        state = {n: v for n, v in module.state_dict().items() if n != name}
+        other = Parent()
+        target = other if module is parent else other.ewc
+        with pytest.raises((ValueError, RuntimeError), match=f"but no '{name}' with the rule"):
+            target.load_state_dict(state, strict=strict)
+        assert not any(b.any() for b in other.ewc.buffers())
+    other.load_state_dict(parent.net.state_dict(prefix="net."), strict=False)  # without an EWC
+    assert other.ewc.n_tasks == 0
+
+
 def test_l2_checks_what_it_does_not_use():
     l2 = L2(network())
     with pytest.raises(ValueError, match="estimator must be one of exact"):

@@ -212,8 +212,11 @@ class Diagonal(Curvature):
         return {"constants": dict(self._constants), "total_weight": self._total_weight}
 
     def load(self, state: Mapping[str, Any]) -> None:
-        self._constants = {name: state["constants"].get(name, 0.0) for name in self.names}
-        self._total_weight = state["total_weight"]
+        total, constants = state["total_weight"], state["constants"]
+        if not self._constants.keys() <= constants.keys():  # some stays as it is
+            total = max(total, self._total_weight)
+        self._constants = {n: constants.get(n, mine) for n, mine in self._constants.items()}
+        self._total_weight = total
 
     def _layout(self, name: str, zeros: Tensor) -> dict[str, Tensor]:
         return {buffer_key("importance", name): zeros.clone()}

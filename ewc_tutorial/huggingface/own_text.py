@@ -80,7 +80,7 @@ def own_text(
     whole |= {"eos_token_id": ends or None, "pad_token_id": pad, "max_new_tokens": max_new_tokens}
     texts: list[dict[str, list[int]]] = []
     with undisturbed(model), torch.no_grad():
-        # What `generate` is not told it takes from the model, a penalty for repetition for instance.
+        # What `generate` is not told it takes from the model, such as a penalty for repetition.
         base.generation_config = GenerationConfig()
         try:
             while len(texts) < n:
