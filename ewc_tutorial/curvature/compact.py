@@ -156,7 +156,8 @@ class Compact(Diagonal):
                 # A sum that is too large stays the largest number there is.
                 yield rows, old, new, (old + new).clamp_max_(torch.finfo(old.dtype).max)
 
-        largest = max((total.max().item() for *_, total in sums()), default=0.0)
+        parts = (total for *_, total in sums() if total.numel())
+        largest = max((total.max().item() for total in parts), default=0.0)
         new_codes, new_scale, cost = torch.empty_like(codes), scale_for(largest), 0.0
         anchor = torch.empty_like(self.anchor[name]) if mean else here
         # Its own for each merge, so that errors of one task are independent of those of others.

@@ -183,15 +183,13 @@ def _known(
     if name == "argmax":
         return (
             "argmax labels",
-            "F is the squared score at the model's own top class, "
-            f"{share} F in total",
+            f"F is the squared score at the model's own top class, {share} F in total",
             "use all classes weighted by their probability, or one drawn label",
         )
     if name == "summed":
         return (
             "squared sum",
-            f"F is the square of the gradient over all samples together, {share} F in "
-            "total",
+            f"F is the square of the gradient over all samples together, {share} F in total",
             "square each sample's gradient before adding",
         )
     if name == "mean loss":

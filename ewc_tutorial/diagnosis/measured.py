@@ -131,7 +131,8 @@ def _same(anchor: Tensor, value: Tensor) -> bool:
     here = value.detach()
     if value.is_leaf:
         return torch.equal(anchor.to(here), here)
-    return torch.allclose(anchor.to(here), here, rtol=1e-4, atol=1e-6 * float(here.abs().max()))
+    size = float(here.abs().max()) if here.numel() else 0.0
+    return torch.allclose(anchor.to(here), here, rtol=1e-4, atol=1e-6 * size)
 
 
 def _gathered(data: Any, n_samples: int | None, size: int) -> list[Batch]:

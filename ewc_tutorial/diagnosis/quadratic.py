@@ -180,7 +180,7 @@ class Quadratic:
 
     def largest(self) -> tuple[float, str]:
         """Return the largest eigenvalue of S, and what to call it."""
-        top = max((F.max().item() for F in self.diagonal.values()), default=0.0)
+        top = max((F.max().item() for F in self.diagonal.values() if F.numel()), default=0.0)
         words = "max F"
         for layer, block in self.blocks.items():
             if top < (own := block.largest()):
@@ -235,16 +235,17 @@ def quadratic_of(
 
 
 def _eigen(
-    weight: str, given: Sequence[Tensor | None], I: int, O: int  # noqa: E741
+    weight: str, given: Sequence[Tensor | None], inputs: int, outputs: int
 ) -> tuple[tuple[Tensor, Tensor, Tensor] | None, list[Finding]]:
     """Return U_A, U_G and E of a block with eigenvalues of its own, or what is wrong with them."""
     U_A, U_G, E = given
-    if [*map(_sides, given)] != [(I, I), (O, O), (O, I)]:
+    if [*map(_sides, given)] != [(inputs, inputs), (outputs, outputs), (outputs, inputs)]:
         return None, [
             Finding(
                 "shape",
                 f"the eigenvectors and eigenvalues of {weight!r} have the shapes {_sides(U_A)}, "
-                f"{_sides(U_G)} and {_sides(E)}, the factors {(I, I)} and {(O, O)}",
+                f"{_sides(U_G)} and {_sides(E)}, the factors {(inputs, inputs)} and "
+                f"{(outputs, outputs)}",
                 "UA has the shape of A, UG that of G, and E a row for each output",
             )
         ]
