@@ -469,6 +469,14 @@ def test_an_interrupted_search_goes_on_where_it_was(tmp_path):
     assert len(calls) == done
 
 
+def test_a_seed_of_numpy_is_read_again(tmp_path):
+    file = tmp_path / "runs.csv"
+    once = choose(budget=8, old=old_of(10.0), file=file, first_seed=np.int64(3))
+    again = choose(budget=8, old=old_of(10.0), file=file, first_seed=3)
+    assert again.runs == once.runs
+    assert {run.seed for run in once.runs} <= {3, 4}
+
+
 def test_a_failed_training_on_an_executor_is_named():
     def fails(lam, seed):
         raise OSError("no space")
@@ -504,6 +512,7 @@ def test_a_file_of_something_else_is_refused(tmp_path, content, words):
         ({"budget": 5}, "budget must be a whole number of at least 6"),
         ({"budget": 20.0}, "budget must be a whole number"),
         ({"bayes": 0}, "bayes must be a finite number above zero, not 0"),
+        ({"first_seed": 0.5}, "first_seed must be a whole number, not 0.5"),
         ({"softness": math.inf}, "softness must be a finite number above zero, not inf"),
         ({"factor": 1.0}, "factor must be a finite number above 1, not 1.0"),
         ({"new_may_lose": -0.1}, "new_may_lose must be a finite number that is not negative"),
