@@ -423,6 +423,22 @@ def test_a_bad_fisher_is_refused_and_changes_nothing(fault):
     assert all(torch.equal(before[k], after[k]) for k in before if k != "_extra_state")
 
 
+@pytest.mark.parametrize("curvature", ["diagonal", "compact", "kronecker"])
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf, -0.5])
+def test_the_number_that_is_no_fisher_is_named(curvature, value):
+    model = nn.Sequential(nn.Linear(3, 2), nn.LayerNorm(2))
+    ewc = EWC(model, curvature=curvature)
+    fisher = {name: torch.ones(shape) for name, shape in ewc.shapes().items()}
+    fisher["1.bias"][1] = value
+    words = rf"fisher\['1.bias'\] must be finite and not negative, not {value:g}\."
+    with pytest.raises(ValueError, match=words):
+        ewc.merge(fisher)
+    if curvature == "kronecker" and value != -0.5:
+        fisher["0.weight:A"][0, 1] = value
+        with pytest.raises(ValueError, match=rf"A'\] must be finite, not {value:g}\."):
+            ewc.merge(fisher | {"1.bias": torch.ones(2)})
+
+
 def test_non_finite_weights_are_refused():
     model, ewc, _ = after_tasks(1, "separate")
     with torch.no_grad():

@@ -146,8 +146,6 @@ class Compact(Diagonal):
         or, if ``mean``, the mean of both; and what both quadratics cost there."""
         codes, scale = self._codes(name), self._scales[name]
         F = checked(fisher, name, codes.shape)
-        if (F < 0).any():
-            raise ValueError(f"fisher[{name!r}] must be finite and not negative.")
 
         def sums() -> Iterator[tuple[slice, Tensor, Tensor, Tensor]]:
             for rows in _pieces(codes.shape):

@@ -225,8 +225,6 @@ class Diagonal(Curvature):
 def _checked(F: Tensors, name: str, S: Tensor) -> Tensor:
     """Return ``F[name]`` as S is kept, if it is Fisher information."""
     new = checked(F, name, S.shape)
-    if whole((new < 0).any()):
-        raise ValueError(f"fisher[{name!r}] must be finite and not negative.")
     return spread_like(new.to(S.device, S.dtype), S)
 
 
