@@ -228,8 +228,8 @@ def _fisher(
 ) -> dict[str, Tensor]:
     """Return what the two functions above return."""
     _check_choice("estimator", estimator, ESTIMATORS)
-    _check_count("n_samples", n_samples)
-    _check_count("batch_size", batch_size)
+    check_count("n_samples", n_samples)
+    check_count("batch_size", batch_size)
     generator = as_generator(generator)
     # What is wrong if the outputs of every batch are like those of the batches so far.
     doubt: str | bool | None = True
@@ -511,7 +511,8 @@ def _check_choice(argument: str, value: Any, choices: Iterable[str]) -> None:
         raise ValueError(f"{argument} must be one of {', '.join(choices)}, not {value!r}.")
 
 
-def _check_count(argument: str, value: int | None) -> None:
+def check_count(argument: str, value: int | None) -> None:
+    """Raise TypeError or ValueError unless it is a whole number above zero, or None."""
     if value is None:
         return
     if isinstance(value, bool) or not isinstance(value, int):

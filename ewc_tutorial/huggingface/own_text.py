@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from transformers import GenerationConfig
 
+from ewc_tutorial.fisher.diagonal import check_count
 from ewc_tutorial.fisher.undisturbed import undisturbed
 from ewc_tutorial.huggingface.batches import IGNORED
 from ewc_tutorial.huggingface.tasks import base_of, checked_task, pad_token_of
@@ -49,6 +50,7 @@ def own_text(
         A data set of dicts with ``input_ids`` and ``labels``, the end token included.
 
     Raises:
+        TypeError: a number is no whole one.
         ValueError: the model is no causal language model, a number is not positive, or there is no
             token to begin with.
     """
@@ -56,8 +58,7 @@ def own_text(
     if task != "causal_lm":
         raise ValueError(f"model must be a causal language model to write text, not a {task}.")
     for name, value in (("n", n), ("max_new_tokens", max_new_tokens), ("batch_size", batch_size)):
-        if value < 1:
-            raise ValueError(f"{name} must be at least 1, not {value!r}.")
+        check_count(name, value)
     generator = as_generator(generator)
     base, device = base_of(model), next(model.parameters()).device
     defaults = base.generation_config
