@@ -241,7 +241,9 @@ class EWC(nn.Module):
             data, estimator, weight, options: as there.
             groups: measure so many groups of parameters one after the other, each in a pass over
                 the data of its own, where memory does not hold the sums of all weights. F is the
-                same. With ``resume`` each group has a file of its own, with its number at the end.
+                same if each pass yields the same samples in the same order; a loader that shuffles
+                gives each group others with ``n_samples``, and other draws with ``sampled``. With
+                ``resume`` each group has a file of its own, with its number at the end.
 
         Raises:
             ValueError: ``groups`` is no whole number above zero, the data can be gone through but
