@@ -14,7 +14,6 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from fnmatch import fnmatchcase
 from numbers import Real
 from typing import Any
 
@@ -29,6 +28,7 @@ from ewc_tutorial.fisher.groups import InGroups
 from ewc_tutorial.fisher.undisturbed import only_trainable
 from ewc_tutorial.optimizers import known_optimizer
 from ewc_tutorial.path import WeightPath
+from ewc_tutorial.selection import matching, select
 from ewc_tutorial.sharded import check_known, is_spread, spread_like, take_apart, whole
 
 __all__ = ["EWC", "L2", "RULES"]
@@ -111,9 +111,9 @@ class EWC(nn.Module):
         self.lam = lam
         self.rule = rule
         self.gamma = float(gamma)
-        self.names = _select(self._candidates(), include, exclude)
+        self.names = select(self._candidates(), include, exclude)
         frozen = [name for name, p in model.named_parameters() if not p.requires_grad]
-        self._frozen = set(_matching(frozen, include, exclude)) - set(self.names)
+        self._frozen = set(matching(frozen, include, exclude)) - set(self.names)
         #: Number of tasks consolidated so far.
         self.n_tasks = 0
         self._kept = kept
@@ -686,39 +686,6 @@ def rates_by_name(lr: float | Mapping[str, float], names: Iterable[str]) -> dict
     if not isinstance(lr, Mapping):
         return dict.fromkeys(names, _non_negative("lr", lr))
     return {name: _non_negative(f"lr[{name!r}]", value) for name, value in lr.items()}
-
-
-def _select(
-    names: list[str], include: str | Sequence[str] | None, exclude: str | Sequence[str] | None
-) -> list[str]:
-    if not names:
-        raise ValueError("model must have at least one trainable parameter, but it has none.")
-    for argument, patterns in (("include", include), ("exclude", exclude)):
-        for pattern in _patterns(patterns):
-            if not any(fnmatchcase(name, pattern) for name in names):
-                raise ValueError(
-                    f"{argument} pattern {pattern!r} matches no trainable parameter; there are "
-                    f"{', '.join(names)}."
-                )
-    selected = _matching(names, include, exclude)
-    if not selected:
-        raise ValueError(
-            f"include={include!r} and exclude={exclude!r} leave no parameter to protect."
-        )
-    return selected
-
-
-def _matching(
-    names: list[str], include: str | Sequence[str] | None, exclude: str | Sequence[str] | None
-) -> list[str]:
-    def match(name: str, patterns: str | Sequence[str] | None) -> bool:
-        return any(fnmatchcase(name, pattern) for pattern in _patterns(patterns))
-
-    return [n for n in names if (include is None or match(n, include)) and not match(n, exclude)]
-
-
-def _patterns(patterns: str | Sequence[str] | None) -> Sequence[str]:
-    return [patterns] if isinstance(patterns, str) else patterns or []
 
 
 def _checked_weights(at: Mapping[str, Tensor], name: str, parameter: Tensor) -> Tensor:
