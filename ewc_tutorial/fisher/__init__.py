@@ -3,7 +3,7 @@
 From the outside in:
 
 * ``diagonal``: :func:`fisher_diagonal`, :func:`fisher_factors` and :func:`explain_fisher`, the
-  functions to call;
+  functions to call, and ``measurement``: the passes over the data that they make;
 * ``samples``: batches of whatever the data is, ``inputs``: all that is done with a model's
   inputs, a tensor or a dictionary of them;
 * ``likelihoods``: the gradients to start from at the model's outputs;

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from transformers import GenerationConfig
 
-from ewc_tutorial.fisher.diagonal import check_count
+from ewc_tutorial.fisher.measurement import check_count
 from ewc_tutorial.fisher.undisturbed import undisturbed
 from ewc_tutorial.huggingface.batches import IGNORED
 from ewc_tutorial.huggingface.tasks import base_of, checked_task, pad_token_of

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from ewc_tutorial.ewc import EWC
 from ewc_tutorial.fisher import fisher_diagonal, fisher_factors
-from ewc_tutorial.fisher.diagonal import Progress, check_count
+from ewc_tutorial.fisher.measurement import Progress, check_count
 from ewc_tutorial.fisher.samples import Stream
 from ewc_tutorial.huggingface.batches import DictBatch, dict_batches, pad_batch, unpacked
 from ewc_tutorial.huggingface.logits import Logits
