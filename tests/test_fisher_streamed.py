@@ -213,6 +213,15 @@ def test_a_measurement_with_other_options_is_not_gone_on_with(model, tmp_path, f
     assert all(torch.equal(again[name], value) for name, value in expected.items())
 
 
+def test_a_generator_that_is_not_used_may_stand_anywhere(model, tmp_path, always):
+    generator = torch.Generator().manual_seed(0)
+    with pytest.raises(Killed):
+        fisher_diagonal(model, until(2), generator=generator, resume=tmp_path / "sums.pt")
+    torch.rand(3, generator=generator)
+    found = fisher_diagonal(model, iter(BATCHES), generator=generator, resume=tmp_path / "sums.pt")
+    assert_fisher_close(found, loop_fisher(model, X))
+
+
 def test_the_progress_is_told(model):
     told = []
     fisher_diagonal(model, (X, Y), batch_size=10, progress=lambda *now: told.append(now))

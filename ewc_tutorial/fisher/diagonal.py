@@ -96,7 +96,8 @@ def fisher_diagonal(
             over processes is whole in each of them meanwhile.
         resume: a file in which the sums are saved about every minute and at the end. If it is
             there, the measurement goes on from it, to the same bits; the data is gone through
-            again, without being calculated with. It is left where it is.
+            again, without being calculated with. It is left where it is. A generator of
+            ``sampled`` must stand where it stood at the beginning.
 
     Returns:
         One tensor per trainable parameter, by its name in ``model.named_parameters()``, of its

@@ -90,7 +90,7 @@ def measured(
             saved = None
             if resume is not None:
                 options = (estimator, described(rule), n_samples, batch_size)
-                start = checksum(before_draws)
+                start = checksum(before_draws) if estimator == "sampled" else None
                 key = (*options, start, fingerprint(engine.model, head), tuple(sums))
                 saved = Saved(resume, sums, draws, repr(key))
                 doubt = saved.doubt
