@@ -8,7 +8,8 @@
 
 Three wings. The library, this package itself, needs PyTorch, NumPy and tqdm only:
 
-* ``ewc``: :class:`EWC` and :class:`L2`, what a network remembers of its tasks;
+* ``ewc``: :class:`EWC` and :class:`L2`, what a network remembers of its tasks, with ``selection``:
+  which of its parameters;
 * ``choice``: λ chosen by trying: :func:`choose_lambda`;
 * ``path``: λ chosen after training: :func:`between` and ``EWC.path``;
 * ``curvature``: the forms in which it does: a diagonal, Kronecker factors per layer, or ones;

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
+from weakref import WeakSet
 
 import torch
 from torch import Tensor
@@ -25,6 +26,10 @@ from ewc_tutorial.optimizers import Step, steps_of
 
 if TYPE_CHECKING:
     from ewc_tutorial.ewc import EWC
+
+
+#: Those that have not been removed; the hooks of their optimizers keep them alive.
+_LIVE: WeakSet[Attachment] = WeakSet()
 
 
 class Attachment:
@@ -48,6 +53,7 @@ class Attachment:
         self._handles = [optimizer.register_step_post_hook(self._after_step)]
         if ewc.needs_start:
             self._handles.append(optimizer.register_step_pre_hook(self._before_step))
+        _LIVE.add(self)
 
     def complete(self) -> None:
         """Make the proximal step now for those steps that have had none, to evaluate or save."""
@@ -58,6 +64,7 @@ class Attachment:
         """Complete and end it."""
         for handle in self._handles:
             handle.remove()
+        _LIVE.discard(self)
         self.complete()
 
     def __enter__(self) -> Attachment:
@@ -106,7 +113,8 @@ class Attachment:
         return {self._names[p]: (p, step) for p, step in steps.items() if p in self._names}
 
     def _before_step(self, optimizer: torch.optim.Optimizer, *_: Any) -> None:
-        if not self._waited and not self._idle:
+        # A task more ends the period that has begun.
+        if (not self._waited or self._stale) and not self._idle:
             values = self._ewc.values()
             self._start = {name: value.detach().clone() for name, value in values.items()}
 
@@ -125,7 +133,7 @@ class Attachment:
             self._rates[name] = self._rates.get(name, 0.0) + step.lr
             if name in self._force:
                 parameter.sub_(self._force[name] * (step.lr / step.scale))
-        if self._waited == self._every:
+        if self._waited >= self._every:  # more, if `every` is smaller since a checkpoint
             self._proximal_step(steps)
 
     @torch.no_grad()
@@ -146,6 +154,11 @@ class Attachment:
         self._waited, self._rates = 0, {}
         if self._every > 1:
             self._force = {n: (before[n] - steps[n][0]) / share(n) for n in protected}
+
+
+def is_attached(ewc: EWC, optimizer: torch.optim.Optimizer) -> bool:
+    """Return whether an EWC pulls after the steps of an optimizer already."""
+    return any(live._ewc is ewc and live._optimizer is optimizer for live in _LIVE)
 
 
 class _Scales(Mapping[str, float | Tensor]):

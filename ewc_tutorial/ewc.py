@@ -14,14 +14,13 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from fnmatch import fnmatchcase
 from numbers import Real
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from ewc_tutorial.attachment import Attachment
+from ewc_tutorial.attachment import Attachment, is_attached
 from ewc_tutorial.curvature import RULES, Curvature, make_curvature
 from ewc_tutorial.curvature.base import buffer_key
 from ewc_tutorial.curvature.diagonal import Diagonal
@@ -29,6 +28,7 @@ from ewc_tutorial.fisher.groups import InGroups
 from ewc_tutorial.fisher.undisturbed import only_trainable
 from ewc_tutorial.optimizers import known_optimizer
 from ewc_tutorial.path import WeightPath
+from ewc_tutorial.selection import matching, select
 from ewc_tutorial.sharded import check_known, is_spread, spread_like, take_apart, whole
 
 __all__ = ["EWC", "L2", "RULES"]
@@ -111,9 +111,9 @@ class EWC(nn.Module):
         self.lam = lam
         self.rule = rule
         self.gamma = float(gamma)
-        self.names = _select(self._candidates(), include, exclude)
+        self.names = select(self._candidates(), include, exclude)
         frozen = [name for name, p in model.named_parameters() if not p.requires_grad]
-        self._frozen = set(_matching(frozen, include, exclude)) - set(self.names)
+        self._frozen = set(matching(frozen, include, exclude)) - set(self.names)
         #: Number of tasks consolidated so far.
         self.n_tasks = 0
         self._kept = kept
@@ -153,6 +153,14 @@ class EWC(nn.Module):
     def anchor(self) -> dict[str, Tensor]:
         """μ per protected parameter, meaningful where S > 0."""
         return self._kept.anchor
+
+    @property
+    def summed(self) -> float:
+        """Of how many tasks S is the sum, each counted by its weight and by what γ has left of it;
+        1 under ``average``, and where nothing is summed."""
+        if self.rule == "average":
+            return 1.0
+        return self._kept.state().get("total_weight") or 1.0
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """Return the shape of each tensor that :meth:`measure` returns and :meth:`merge` takes."""
@@ -233,7 +241,9 @@ class EWC(nn.Module):
             data, estimator, weight, options: as there.
             groups: measure so many groups of parameters one after the other, each in a pass over
                 the data of its own, where memory does not hold the sums of all weights. F is the
-                same. With ``resume`` each group has a file of its own, with its number at the end.
+                same if each pass yields the same samples in the same order; a loader that shuffles
+                gives each group others with ``n_samples``, and other draws with ``sampled``. With
+                ``resume`` each group has a file of its own, with its number at the end.
 
         Raises:
             ValueError: ``groups`` is no whole number above zero, the data can be gone through but
@@ -362,7 +372,7 @@ class EWC(nn.Module):
         with plain gradient descent (see :mod:`ewc_tutorial.optimizers`), and is stable at every λ.
         The learning rate is read anew each time, for each group of parameters, so schedulers are
         followed; with gradient accumulation there is one proximal step for each optimizer step,
-        and none where a gradient scaler has skipped it.
+        and none where a gradient scaler has skipped it. One call lasts for all later tasks.
 
         Args:
             optimizer: SGD, Adam, AdamW, RMSprop or Adagrad of ``torch.optim``.
@@ -376,8 +386,8 @@ class EWC(nn.Module):
 
         Raises:
             TypeError: it is no optimizer.
-            ValueError: it is another one, or it trains nothing that is protected, or ``every`` is
-                not a whole number above zero.
+            ValueError: it is another one, trains nothing that is protected, or is attached already;
+                or ``every`` is not a whole number above zero.
         """
         every = self._kept.every if every is None else every
         if isinstance(every, bool) or not isinstance(every, int) or every < 1:
@@ -388,6 +398,11 @@ class EWC(nn.Module):
             raise ValueError(
                 "optimizer trains no parameter that this EWC protects: make the EWC with the very "
                 "model that is trained, not with a copy of it."
+            )
+        if is_attached(self, optimizer):
+            raise ValueError(
+                "optimizer must be one to which this EWC is not attached yet, as each handle pulls "
+                "with λ: go on with the one there is, which follows later tasks, or remove() it."
             )
         self._warn_of_unfrozen()
         return Attachment(self, optimizer, every)
@@ -479,13 +494,15 @@ class EWC(nn.Module):
         """Restore what another :class:`EWC` consolidated, its λ and γ included.
 
         With ``strict=False`` what both protect is restored and the rest stays as it is: after a
-        head was replaced, that carries all other layers over to a new EWC.
+        head was replaced, that carries all other layers over to a new EWC. Where some stays, the
+        numbers of tasks are the greater ones of both.
 
         Raises:
-            ValueError: the state was made under another rule or with another curvature.
+            ValueError: the state was made under another rule or with another curvature, or lacks
+                its ``_extra_state``, without which nobody knows how many tasks are in S.
             RuntimeError: names or shapes do not match; nothing is changed then.
         """
-        if complaint := self._other_kind(state_dict.get("_extra_state")):
+        if complaint := self._other_kind(state_dict):
             raise ValueError(complaint)
         strict = kwargs.get("strict", args[0] if args else True)
         for complaint in self._misfits(state_dict, strict):
@@ -503,9 +520,11 @@ class EWC(nn.Module):
         error_msgs: list[str],
     ) -> None:
         # A parent module that loads its own state comes this way, past load_state_dict().
-        if complaint := self._other_kind(state_dict.get(f"{prefix}_extra_state")):
+        if complaint := self._other_kind(state_dict, prefix):
             error_msgs.append(complaint)
             return
+        before = self.n_tasks
+        some_stays = any(f"{prefix}{key}" not in state_dict for key in self._buffers)
         # What one process has saved may go on in several, and the other way round.
         state_dict = dict(state_dict)
         for key, mine in self._buffers.items():
@@ -514,9 +533,17 @@ class EWC(nn.Module):
         super()._load_from_state_dict(
             state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
         )
+        if some_stays:
+            self.n_tasks = max(self.n_tasks, before)
 
-    def _other_kind(self, state: Mapping[str, Any] | None) -> str | None:
-        """Say in which way a state is of another kind of EWC than this one."""
+    def _other_kind(self, state_dict: Mapping[str, Any], prefix: str = "") -> str | None:
+        """Say in which way a state is of another kind of EWC than this one, or of none."""
+        state = state_dict.get(f"{prefix}_extra_state")
+        if state is None and (found := [k for k in self._buffers if f"{prefix}{k}" in state_dict]):
+            return (
+                f"state_dict has {prefix + found[0]!r}, but no '{prefix}_extra_state' with the "
+                "rule and the number of tasks that it belongs to: load all that state_dict() gave."
+            )
         kind = {"curvature": self.curvature, "rule": self.rule} | self._kept.kind
         for name, mine in kind.items():
             if state is not None and (other := state.get(name)) != mine:
@@ -659,39 +686,6 @@ def rates_by_name(lr: float | Mapping[str, float], names: Iterable[str]) -> dict
     if not isinstance(lr, Mapping):
         return dict.fromkeys(names, _non_negative("lr", lr))
     return {name: _non_negative(f"lr[{name!r}]", value) for name, value in lr.items()}
-
-
-def _select(
-    names: list[str], include: str | Sequence[str] | None, exclude: str | Sequence[str] | None
-) -> list[str]:
-    if not names:
-        raise ValueError("model must have at least one trainable parameter, but it has none.")
-    for argument, patterns in (("include", include), ("exclude", exclude)):
-        for pattern in _patterns(patterns):
-            if not any(fnmatchcase(name, pattern) for name in names):
-                raise ValueError(
-                    f"{argument} pattern {pattern!r} matches no trainable parameter; there are "
-                    f"{', '.join(names)}."
-                )
-    selected = _matching(names, include, exclude)
-    if not selected:
-        raise ValueError(
-            f"include={include!r} and exclude={exclude!r} leave no parameter to protect."
-        )
-    return selected
-
-
-def _matching(
-    names: list[str], include: str | Sequence[str] | None, exclude: str | Sequence[str] | None
-) -> list[str]:
-    def match(name: str, patterns: str | Sequence[str] | None) -> bool:
-        return any(fnmatchcase(name, pattern) for pattern in _patterns(patterns))
-
-    return [n for n in names if (include is None or match(n, include)) and not match(n, exclude)]
-
-
-def _patterns(patterns: str | Sequence[str] | None) -> Sequence[str]:
-    return [patterns] if isinstance(patterns, str) else patterns or []
 
 
 def _checked_weights(at: Mapping[str, Tensor], name: str, parameter: Tensor) -> Tensor:

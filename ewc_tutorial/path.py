@@ -40,14 +40,17 @@ def between(old: Mapping[str, Tensor], new: Mapping[str, Tensor], t: float) -> d
     found = {}
     for name, end in new.items():
         start = old[name]
-        if not isinstance(end, Tensor) or not end.is_floating_point():
+        if not isinstance(start, Tensor) or not isinstance(end, Tensor):
             found[name] = end if t >= 0.5 else start
             continue
         if start.shape != end.shape:
             raise ValueError(
                 f"{name!r} has shape {tuple(start.shape)} in old, but {tuple(end.shape)} in new."
             )
-        found[name] = torch.lerp(start.to(end), end, t)
+        if end.is_floating_point() or end.is_complex():
+            found[name] = torch.lerp(start.to(end), end, t)
+        else:
+            found[name] = (end if t >= 0.5 else start).clone()
     return found
 
 
@@ -56,10 +59,10 @@ class WeightPath:
 
     Made by :meth:`EWC.path <ewc_tutorial.ewc.EWC.path>`. μ and S are what it remembers of earlier
     tasks, θ_new the weights after training on a new one, and F that task's Fisher information
-    there. λ = 0 is θ_new. Where nothing is known, S = F = 0, weights stay at θ_new; where only the
-    old tasks know something, they go to μ at once. Each point is a closed form: the weighted mean
-    of both ends, weight by weight with diagonals, and with Kronecker factors in the basis in which
-    those of both tasks are diagonal.
+    there, all as they were when the path was made. λ = 0 is θ_new. Where nothing is known,
+    S = F = 0, weights stay at θ_new; where only the old tasks know something, they go to μ at once.
+    Each point is a closed form: the weighted mean of both ends, weight by weight with diagonals,
+    and with Kronecker factors in the basis in which those of both tasks are diagonal.
 
     Args:
         parameters: θ_new by name, the model's own.
@@ -80,7 +83,7 @@ class WeightPath:
         if isinstance(lam, bool) or not isinstance(lam, Real) or not 0 <= lam < float("inf"):
             raise ValueError(f"lam must be a finite number that is not negative, not {lam!r}.")
         return {
-            name: value.to(self._new[name])
+            name: value.to(self._new[name], copy=True)
             for name, value in (self._minima(float(lam)) if lam else self._new).items()
         }
 
@@ -100,7 +103,8 @@ class WeightPath:
                 minus infinity where the old one has lost more than it may.
 
         Raises:
-            ValueError: no score is above minus infinity; the new weights are in the model then.
+            ValueError: no score is above minus infinity. Then, and if ``score`` raises anything,
+                the new weights are in the model.
         """
         best, chosen = -float("inf"), None
         try:
@@ -108,8 +112,10 @@ class WeightPath:
                 self.go_(lam)
                 if (value := float(score())) > best:
                     best, chosen = value, lam
-        finally:
-            self.go_(chosen or 0.0)
+        except BaseException:
+            self.go_(0.0)
+            raise
+        self.go_(chosen or 0.0)
         if chosen is None:
             raise ValueError("score must be above minus infinity for one of the λ at least.")
         return chosen

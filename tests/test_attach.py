@@ -168,6 +168,25 @@ def test_a_step_that_the_gradient_scaler_skips_moves_nothing(fused):
     assert not torch.equal(model.flat(), before)
 
 
+def test_one_call_lasts_for_all_later_tasks():
+    """After two tasks training ends where both quadratics and the loss are least together."""
+    model, ewc, loss, _ = problem()
+    optimizer = optim.SGD(model.parameters(), lr=0.2)
+    ewc.attach(optimizer)
+    descend(optimizer, loss, steps=20)
+    g = torch.Generator().manual_seed(3)
+    ewc.merge({name: torch.rand(3, generator=g, dtype=torch.float64) for name in "ab"})
+    with pytest.raises(ValueError, match="not attached yet"):
+        ewc.attach(optimizer)
+    optimizer = optim.SGD(model.parameters(), lr=0.2)  # one more optimizer is no second pull
+    ewc.attach(optimizer)
+    descend(optimizer, loss)
+    S, mu = (torch.cat([*part.values()]) for part in (ewc.importance, ewc.anchor))
+    away = (model.flat() - mu).detach()
+    gradients = torch.cat(torch.autograd.grad(loss(), [model.a, model.b]))
+    torch.testing.assert_close(gradients, -ewc.lam * S * away, rtol=0, atol=1e-4)
+
+
 def test_removing_the_handle_and_leaving_the_block_end_it():
     model, ewc, loss, _ = problem(1e8)
     plain = copy.deepcopy(model)
@@ -236,6 +255,13 @@ def test_what_cannot_be_right_is_refused():
         ewc.attach([])
     with pytest.raises(ValueError, match="trains no parameter that this EWC protects"):
         ewc.attach(optim.SGD(copy.deepcopy(model).parameters(), lr=0.1))
+
+    optimizer = optim.SGD(model.parameters(), lr=0.1)
+    handle = ewc.attach(optimizer)
+    with pytest.raises(ValueError, match=r"optimizer must be .* not attached yet.*remove\(\) it"):
+        ewc.attach(optimizer, every=3)
+    handle.remove()
+    ewc.attach(optimizer)
 
     class Sideways(optim.SGD):
         """A subclass may do anything in its step."""

@@ -293,13 +293,21 @@ def test_data_of_another_kind_wants_a_metric():
         choose_lambda(lambda lam, seed: 3.0, blobs(), budget=6)
 
 
-@pytest.mark.parametrize("curvature", ["diagonal", "kronecker"])
-def test_softness_is_that_of_the_whole_matrix(curvature):
+@pytest.mark.parametrize("tasks", [1, 2])
+@pytest.mark.parametrize("curvature", ["diagonal", "compact", "kronecker"])
+def test_softness_is_that_of_the_whole_matrix(curvature, tasks):
     model = classifier().double()
     x = blobs(n=12)[0].double()
     ewc = EWC(model, lam=7.0, curvature=curvature)
     ewc.consolidate((x, torch.zeros(12, dtype=torch.long)))
+    if tasks == 2:  # around another optimum: under ``separate`` the sum has a constant
+        with torch.no_grad():
+            [p.add_(torch.randn_like(p)) for p in model.parameters()]
+        ewc.consolidate((x, torch.zeros(12, dtype=torch.long)))
+    for name, p in model.named_parameters():
+        p.data.copy_(ewc.anchor[name])
     anchor = torch.cat([p.detach().flatten() for p in model.parameters()])
+    least = ewc.penalty().item()
     # The whole matrix, from one gradient for each sample and class.
     F = torch.zeros(len(anchor), len(anchor), dtype=torch.float64)
     for sample in x:
@@ -312,10 +320,13 @@ def test_softness_is_that_of_the_whole_matrix(curvature):
         for p in model.parameters():
             p.add_(0.3 * torch.randn_like(p))
     here = torch.cat([p.detach().flatten() for p in model.parameters()])
-    expected = (here - anchor) @ F @ (here - anchor) / (2 * ewc.penalty().item() / 7)
+    springs = 2 * (ewc.penalty().item() - least) / 7 / tasks
+    expected = (here - anchor) @ F @ (here - anchor) / springs
     assert softness(ewc, (x, torch.zeros(12, dtype=torch.long))) == pytest.approx(expected.item())
     assert torch.equal(here, torch.cat([p.detach().flatten() for p in model.parameters()]))
     assert ewc.lam == 7.0
+    model[0].weight.requires_grad_(False)  # which changes nothing of the question
+    assert softness(ewc, (x, None)) == pytest.approx(expected.item())
 
 
 def test_softness_of_one_weight_is_one():
@@ -336,12 +347,40 @@ def test_two_tasks_foretell_the_rise_of_their_mean():
     assert predicted_rise(ewc) == pytest.approx(once)
 
 
+@pytest.mark.parametrize("curvature", ["diagonal", "compact", "kronecker"])
+@pytest.mark.parametrize("gamma", [0.0, 0.5, 1.0])
+def test_what_gamma_has_left_of_equal_tasks_foretells_the_rise_of_each(curvature, gamma):
+    """Σ γᵏ tasks make S, each of a loss that rises by ½ ΔᵀFΔ."""
+    model = classifier()
+    ewc = EWC(model, rule="online", gamma=gamma, curvature=curvature)
+    F = ewc.measure(blobs())
+    ewc.merge(F)
+    with torch.no_grad():
+        [p.add_(0.1) for p in model.parameters()]
+    once = predicted_rise(ewc)
+    for weight in (1.0, 2.0):
+        ewc.merge(F, weight, at=ewc.anchor)
+    assert ewc.summed == pytest.approx(gamma**2 + gamma + 2)
+    tolerance = 0.02 if curvature == "compact" else 1e-5  # S is rounded to a byte
+    assert predicted_rise(ewc) == pytest.approx(once, rel=tolerance)
+    again = EWC(model, rule="online", curvature=curvature)
+    again.load_state_dict(ewc.state_dict())
+    assert predicted_rise(again) == predicted_rise(ewc)
+
+
 def test_softness_says_what_it_lacks():
     model, data = classifier(), blobs()
     ewc = EWC(model)
     with pytest.raises(ValueError, match="consolidate a task first"):
         softness(ewc, data)
     ewc.consolidate(data)
+    with pytest.raises(ValueError, match="train the model on the new task first"):
+        softness(ewc, data)
+    with torch.no_grad():
+        model[0].weight.add_(0.1)
+    ewc.consolidate(data)  # a constant is left at the common minimum
+    for name, p in model.named_parameters():
+        p.data.copy_(ewc.anchor[name])
     with pytest.raises(ValueError, match="train the model on the new task first"):
         softness(ewc, data)
 
@@ -430,6 +469,14 @@ def test_an_interrupted_search_goes_on_where_it_was(tmp_path):
     assert len(calls) == done
 
 
+def test_a_seed_of_numpy_is_read_again(tmp_path):
+    file = tmp_path / "runs.csv"
+    once = choose(budget=8, old=old_of(10.0), file=file, first_seed=np.int64(3))
+    again = choose(budget=8, old=old_of(10.0), file=file, first_seed=3)
+    assert again.runs == once.runs
+    assert {run.seed for run in once.runs} <= {3, 4}
+
+
 def test_a_failed_training_on_an_executor_is_named():
     def fails(lam, seed):
         raise OSError("no space")
@@ -465,6 +512,7 @@ def test_a_file_of_something_else_is_refused(tmp_path, content, words):
         ({"budget": 5}, "budget must be a whole number of at least 6"),
         ({"budget": 20.0}, "budget must be a whole number"),
         ({"bayes": 0}, "bayes must be a finite number above zero, not 0"),
+        ({"first_seed": 0.5}, "first_seed must be a whole number, not 0.5"),
         ({"softness": math.inf}, "softness must be a finite number above zero, not inf"),
         ({"factor": 1.0}, "factor must be a finite number above 1, not 1.0"),
         ({"new_may_lose": -0.1}, "new_may_lose must be a finite number that is not negative"),

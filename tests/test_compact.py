@@ -186,6 +186,31 @@ def test_several_tasks_are_the_full_state_within_rounding():
             assert (error <= 3 * RELATIVE * S + 3 * SMALLEST * S.max()).all()
 
 
+@pytest.mark.parametrize("curvature", ["diagonal", "compact"])
+@pytest.mark.parametrize("shape", [(3, 0), (0, 3), (2, 0, 2)])
+def test_a_parameter_without_weights_changes_nothing(curvature, shape):
+    found = []
+    for empty in (False, True):
+        model = nn.Linear(4, 3)
+        nn.init.constant_(model.weight, 0.1)
+        nn.init.zeros_(model.bias)
+        if empty:
+            model.register_parameter("empty", nn.Parameter(torch.zeros(shape)))
+        ewc = EWC(model, 3.0, curvature=curvature)
+        F = {"weight": torch.arange(12.0).reshape(3, 4), "bias": torch.ones(3)}
+        for _ in range(2):
+            ewc.merge(F | {"empty": torch.zeros(shape)})
+            model.weight.data.add_(0.5)
+        penalty = ewc.penalty()
+        penalty.backward()
+        ewc.add_gradient_()
+        ewc.proximal_step_(0.1)
+        assert diagnose(model, ewc, lr=1e-3)
+        found.append((penalty.item(), model.weight.detach().clone()))
+    assert found[0][0] == found[1][0]
+    assert torch.equal(found[0][1], found[1][1])
+
+
 def test_training_ends_where_loss_and_penalty_are_least():
     torch.manual_seed(0)
     model = nn.Linear(4, 3, bias=False)

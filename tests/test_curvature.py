@@ -10,6 +10,7 @@ import pytest
 import torch
 from kronecker_oracle import block, dense_fisher, eigenblock, flat, random_factors
 from torch import nn, optim
+from torch.nn.utils import prune
 
 from ewc_tutorial.course.models import mlp
 from ewc_tutorial.curvature import Kronecker
@@ -381,6 +382,47 @@ def test_which_modules_that_share_a_weight_have_factors():
     assert ewc.shapes()["1.weight:A"] == (4, 4)
     assert ewc.explain()["0.weight"] == "diagonal: an embedding, whose inputs are numbers of rows"
     ewc.consolidate((torch.randint(9, (5,)), None))
+
+
+MADE_ANEW = {
+    "weight_norm": nn.utils.weight_norm,
+    "spectral_norm": nn.utils.spectral_norm,
+    "pruned weight": lambda layer: prune.random_unstructured(layer, "weight", 0.5),
+    "pruned bias": lambda layer: prune.random_unstructured(layer, "bias", 0.5),
+}
+
+
+@pytest.mark.filterwarnings("ignore:.*weight_norm.* is deprecated")
+@pytest.mark.parametrize("how", MADE_ANEW)
+@pytest.mark.parametrize("layer", [nn.Linear(4, 3), nn.Conv2d(1, 2, 3)])
+def test_a_weight_that_is_made_of_others_at_each_call_has_the_diagonal_of_these(layer, how):
+    torch.manual_seed(0)
+    model = nn.Sequential(MADE_ANEW[how](copy.deepcopy(layer).double()), nn.Flatten())
+    shape = (6, 4) if isinstance(layer, nn.Linear) else (6, 1, 3, 3)
+    x, y = torch.randn(shape, dtype=torch.float64), torch.randint(2, (6,))
+    ewc = EWC(model, curvature="kronecker")
+    ewc.consolidate((x, y), "empirical")
+    parameters, model = dict(model.named_parameters()), model.eval()
+    expected = dict.fromkeys(parameters, 0.0)
+    for i in range(6):
+        loss = nn.functional.cross_entropy(model(x[i : i + 1]), y[i : i + 1])
+        for name, g in zip(
+            parameters, torch.autograd.grad(loss, [*parameters.values()]), strict=True
+        ):
+            expected[name] = expected[name] + g.square() / 6
+    left = [name for name, why in ewc.explain().items() if why.startswith("diagonal")]
+    assert left == (["0.bias_orig"] if how == "pruned bias" else list(expected))
+    for name in left:
+        torch.testing.assert_close(ewc.importance[name], expected[name])
+
+
+def test_pruned_embeddings_and_attention_have_the_diagonal():
+    model = nn.ModuleList([nn.Embedding(5, 4), nn.MultiheadAttention(4, 2)])
+    prune.random_unstructured(model[0], "weight", 0.5)
+    prune.random_unstructured(model[1], "in_proj_weight", 0.5)
+    why = EWC(model, curvature="kronecker").explain()
+    for name in ("0.weight_orig", "1.in_proj_weight_orig", "1.in_proj_bias"):
+        assert why[name] == "diagonal: no weight of a linear layer or a convolution"
 
 
 @pytest.mark.parametrize("layer", [nn.TransformerEncoderLayer, nn.TransformerDecoderLayer])
@@ -862,6 +904,25 @@ def test_the_end_moves_nothing_by_a_penalty_that_is_no_more(change):
     assert torch.equal(problem.flat(), before)
 
 
+def test_a_task_within_a_period_begins_another_as_a_new_handle_does():
+    """With one iteration the step shows from which weights it started."""
+    ends = []
+    for new_handle in (False, True):
+        problem = Problem(2.0, iterations=1)
+        optimizer = optim.Adam(problem.model.parameters(), lr=0.05)
+        handle = problem.ewc.attach(optimizer, every=3)
+        for step in range(8):
+            if step == 4:
+                problem.ewc.merge(random_factors(problem.ewc.shapes(), seed=5))
+                if new_handle:
+                    handle.remove()
+                    problem.ewc.attach(optimizer, every=3)
+            problem.backward()
+            optimizer.step()
+        ends.append(problem.flat().detach())
+    assert torch.equal(*ends)
+
+
 @pytest.mark.parametrize("factory", [partial(optim.SGD, lr=0.05), partial(optim.Adam, lr=0.05)])
 def test_a_handle_goes_on_where_another_was_saved(factory, tmp_path):
     def descend(problem, optimizer, steps):
@@ -888,6 +949,20 @@ def test_a_handle_goes_on_where_another_was_saved(factory, tmp_path):
         x.load_state_dict(state)
     descend(second, optimizer, 20)
     assert torch.equal(whole.flat(), second.flat())
+
+
+def test_a_handle_goes_on_with_a_shorter_period_than_it_was_saved_with():
+    problem = Problem(2.0)
+    optimizer = optim.SGD(problem.model.parameters(), lr=0.1)
+    handle = problem.ewc.attach(optimizer, every=20)
+    for _ in range(15):
+        problem.backward()
+        optimizer.step()
+    state = handle.state_dict()
+    handle.remove()
+    problem.ewc.attach(optimizer, every=10).load_state_dict(state)
+    problem.descend(optimizer, 1500)
+    assert problem.error() < 1e-4
 
 
 @pytest.mark.parametrize("every", [0, 1.5, True])

@@ -12,6 +12,7 @@ from torch.utils.data import TensorDataset
 
 from ewc_tutorial import EWC, diagnose, fisher_diagonal
 from ewc_tutorial.console import printable
+from ewc_tutorial.course.bugs import copied_anchor
 from ewc_tutorial.course.models import mlp
 from ewc_tutorial.course.tasks import permuted_tasks
 from ewc_tutorial.course.training import train
@@ -85,6 +86,36 @@ def test_what_is_no_tensor(trained, value):
     model, _, _, anchor = trained
     with pytest.raises(TypeError, match="fisher.* must be a tensor, an array or .* by parameter"):
         diagnose(model, fisher=value, anchor=anchor)
+
+
+def test_labels_that_are_none_are_named(trained):
+    model, (x, y), fisher, anchor = trained
+    setting = {"fisher": fisher, "anchor": anchor}
+    with pytest.raises(ValueError, match="label 7 is outside the model's 3 classes"):
+        diagnose(model, data=(x, torch.full_like(y, 7)), **setting)
+    noise = torch.rand(8, 6, generator=torch.Generator().manual_seed(1))
+    noisy = fisher | {"0.weight": noise * fisher["0.weight"]}  # no candidate's exactly
+    new_data = (x, torch.full_like(y, 7))
+    with pytest.raises(ValueError, match="label 7 is outside the model's 3 classes"):
+        diagnose(model, data=(x, y), new_data=new_data, fisher=noisy, anchor=anchor)
+
+
+def test_where_there_is_no_exact_f_it_is_compared_with_the_empirical_one():
+    pytest.importorskip("transformers")
+    from ewc_tutorial.huggingface.ctc import CTC
+
+    g = torch.Generator().manual_seed(0)
+    torch.manual_seed(0)
+    model, x = nn.Linear(4, 3), torch.randn(64, 6, 4, generator=g)
+    text = torch.tensor([[-1, 1, 2]]).repeat(64, 1)
+    options = {"data": (x, text), "likelihood": CTC(), "anchor": copied_anchor(model)}
+    F = fisher_diagonal(model, (x, text), "empirical", likelihood=CTC())
+    assert diagnose(model, fisher=F, **options)
+    wrong = {name: (8 + 4 * torch.rand(f.shape, generator=g)) * f for name, f in F.items()}
+    report = diagnose(model, fisher=wrong, **options)
+    assert [f.name for f in report.findings] == ["scale of F"]
+    ratio = sum(F.sum() for F in wrong.values()) / sum(F.sum() for F in F.values())
+    assert f"F is {ratio:.2g} of the empirical F in total" in repr(report)
 
 
 class Named(nn.Module):

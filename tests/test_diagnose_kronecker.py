@@ -16,6 +16,7 @@ from ewc_tutorial.course.bugs import copied_anchor
 from ewc_tutorial.course.tasks import permuted_tasks
 from ewc_tutorial.curvature import Kronecker
 from ewc_tutorial.fisher import fisher_factors
+from ewc_tutorial.fisher.diagonal import EIGENVALUES
 
 LAYERS = {"0.weight": "0.bias", "3.weight": "3.bias"}
 
@@ -129,23 +130,25 @@ def test_right_factors_of_random_networks_are_clean(seed):
         assert {"factors", "where F comes from", "size of the penalty"} <= set(report.checked)
 
 
+@pytest.mark.parametrize("eigenvalues", EIGENVALUES)
 @pytest.mark.parametrize(
     ("estimator", "n_samples"), [("exact", 150), ("empirical", None), ("sampled", 150)]
 )
 def test_every_estimator_is_clean_while_the_next_task_is_learned(
-    estimator, n_samples, model, tasks
+    estimator, n_samples, eigenvalues, model, tasks
 ):
-    ewc = EWC(model, lam=30, curvature="kronecker")
+    ewc = EWC(model, lam=30, curvature=Kronecker(eigenvalues=eigenvalues))
     ewc.consolidate(tasks[0], estimator, n_samples=n_samples)
     checkpoint = deepcopy(model.state_dict())
     train(model, tasks[1], epochs=2, ewc=ewc)
     report = diagnose(model, ewc, tasks[0], new_data=tasks[1], checkpoint=checkpoint)
     assert report, report
-    assert "where F comes from" in report.checked
+    assert {"where F comes from", "size of the penalty"} <= set(report.checked)
 
 
-def test_several_tasks_are_clean(model, tasks):
-    ewc = EWC(model, lam=30, curvature="kronecker")
+@pytest.mark.parametrize("eigenvalues", EIGENVALUES)
+def test_several_tasks_are_clean(eigenvalues, model, tasks):
+    ewc = EWC(model, lam=30, curvature=Kronecker(eigenvalues=eigenvalues))
     for task in tasks:
         ewc.consolidate(task)
     report = diagnose(model, ewc, tasks[0], lr=1e-3)
@@ -371,6 +374,34 @@ def test_a_lambda_that_is_too_large_for_gradient_steps_is_found(model, right):
     assert f"largest eigenvalue of S, that of '{name}'" in repr(report)
     # Its diagonal alone would not say so.
     assert 0.1 * ewc.lam * max(S.max().item() for S in ewc.importance.values()) < 1.5
+
+
+def test_of_exact_eigenvalues_the_largest_is_that_of_the_dense_matrix(model, tasks):
+    ewc = EWC(model, 1.0, curvature=Kronecker(eigenvalues="exact"), include="3.*")
+    ewc.consolidate(tasks[0])
+    F = {name: tensor.double() for name, tensor in ewc.stored().items()}
+    U = torch.kron(F["3.weight:UG"], F["3.weight:UA"])
+    top = torch.linalg.eigvalsh(U @ F["3.weight:E"].flatten().diag() @ U.T)[-1].item()
+    for times, found in ((0.99, []), (1.02, ["λ too large for gradient steps"])):
+        ewc.lam = times * 2.0 / (0.1 * top)
+        assert names(diagnose(model, ewc, lr=0.1)) == found
+
+
+def test_bugs_of_exact_eigenvalues_are_found(model, tasks):
+    ewc = EWC(model, 30.0, curvature=Kronecker(eigenvalues="exact"))
+    ewc.consolidate(tasks[0])
+    assert diagnose(model, ewc, tasks[0])
+    report = diagnose(model, ewc, penalty=lambda: 2 * ewc.penalty())
+    assert names(report) == ["missing ½"]
+    assert "the penalty is 2 times λ/2 Σ E ∘ (U_Gᵀ Δ U_A)²" in repr(report)
+    F = ewc.stored()
+    foreign = {"anchor": ewc.anchor, "lam": 30.0, "penalty": ewc.penalty}
+    assert diagnose(model, fisher=F, **foreign)
+    report = diagnose(model, fisher=F | {"0.weight:E": F["0.weight:E"][:-1]}, **foreign)
+    assert "shape" in names(report)
+    assert "the shapes (65, 65), (30, 30) and (29, 65)" in repr(report)
+    report = diagnose(model, fisher=F | {"0.weight:E": -F["0.weight:E"]}, **foreign)
+    assert "negative F" in names(report)
 
 
 def test_an_ewc_that_never_consolidated_is_found(model):

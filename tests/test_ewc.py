@@ -423,6 +423,22 @@ def test_a_bad_fisher_is_refused_and_changes_nothing(fault):
     assert all(torch.equal(before[k], after[k]) for k in before if k != "_extra_state")
 
 
+@pytest.mark.parametrize("curvature", ["diagonal", "compact", "kronecker"])
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf, -0.5])
+def test_the_number_that_is_no_fisher_is_named(curvature, value):
+    model = nn.Sequential(nn.Linear(3, 2), nn.LayerNorm(2))
+    ewc = EWC(model, curvature=curvature)
+    fisher = {name: torch.ones(shape) for name, shape in ewc.shapes().items()}
+    fisher["1.bias"][1] = value
+    words = rf"fisher\['1.bias'\] must be finite and not negative, not {value:g}\."
+    with pytest.raises(ValueError, match=words):
+        ewc.merge(fisher)
+    if curvature == "kronecker" and value != -0.5:
+        fisher["0.weight:A"][0, 1] = value
+        with pytest.raises(ValueError, match=rf"A'\] must be finite, not {value:g}\."):
+            ewc.merge(fisher | {"1.bias": torch.ones(2)})
+
+
 def test_non_finite_weights_are_refused():
     model, ewc, _ = after_tasks(1, "separate")
     with torch.no_grad():
@@ -574,6 +590,42 @@ def test_the_penalty_of_what_was_carried_over_is_that_of_these_layers_alone():
         for n in first
     )
     assert kept.penalty().item() == pytest.approx(expected.item())
+
+
+@pytest.mark.parametrize("curvature", ["diagonal", "compact"])
+def test_what_a_state_lacks_stays_as_it_is(curvature):
+    model = network()
+    whole = EWC(model, lam=2.0, curvature=curvature)
+    part = EWC(model, lam=2.0, curvature=curvature, include="0.*")
+    for task in range(3):
+        move(model, seed=task)
+        whole.merge(random_fisher(model, seed=task))
+    part.merge(random_fisher(model, seed=7))
+    separate = [EWC(model, lam=2.0, include=p, curvature=curvature) for p in ("0.*", "2.*")]
+    separate[0].load_state_dict(part.state_dict())
+    separate[1].load_state_dict(whole.state_dict(), strict=False)
+    whole.load_state_dict(part.state_dict(), strict=False)
+    assert (whole.n_tasks, whole.summed) == (3, 3.0)
+    expected = sum(each.penalty().item() for each in separate)
+    assert whole.penalty().item() == pytest.approx(expected, rel=1e-6)
+    move(model, seed=9)
+    expected = sum(each.penalty().item() for each in separate)
+    assert whole.penalty().item() == pytest.approx(expected, rel=1e-6)
+
+
+@pytest.mark.parametrize("strict", [True, False])
+def test_a_state_without_its_numbers_is_refused(strict):
+    parent = Parent()
+    parent.ewc.merge(random_fisher(parent.net, seed=0))
+    for module, name in ((parent.ewc, "_extra_state"), (parent, "ewc._extra_state")):
+        state = {n: v for n, v in module.state_dict().items() if n != name}
+        other = Parent()
+        target = other if module is parent else other.ewc
+        with pytest.raises((ValueError, RuntimeError), match=f"but no '{name}' with the rule"):
+            target.load_state_dict(state, strict=strict)
+        assert not any(b.any() for b in other.ewc.buffers())
+    other.load_state_dict(parent.net.state_dict(prefix="net."), strict=False)  # without an EWC
+    assert other.ewc.n_tasks == 0
 
 
 def test_l2_checks_what_it_does_not_use():

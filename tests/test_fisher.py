@@ -175,6 +175,7 @@ CONTAINERS = {
     "pair as a loader's batch": lambda x, y: [x, y],
     "task": lambda x, y: SimpleNamespace(train=TensorDataset(x, y), test=None),
     "tensor dataset": TensorDataset,
+    "tensor dataset with a transform": lambda x, y: Doubling(x / 2, y),
     "dataset": Items,
     "dataset with a flag 'train'": Flagged,
     "dataset with a method 'train'": WithMethod,
@@ -191,6 +192,12 @@ CONTAINERS = {
     "generator": lambda x, y: ((x[i : i + 3], y[i : i + 3]) for i in range(0, 23, 3)),
     "generator of lists": lambda x, y: iter(parts(x, y, list)),
 }
+
+
+class Doubling(TensorDataset):
+    def __getitem__(self, i):
+        x, y = super().__getitem__(i)
+        return 2 * x, y
 
 
 def list_dataset(items):

@@ -12,7 +12,7 @@ from fisher_oracle import assert_fisher_close, loop_fisher
 from torch import nn
 
 from ewc_tutorial import EWC
-from ewc_tutorial.fisher import fisher_diagonal, saved
+from ewc_tutorial.fisher import Categorical, fisher_diagonal, saved
 
 X = torch.randn(23, 6, generator=torch.Generator().manual_seed(0))
 Y = torch.randint(4, (23,), generator=torch.Generator().manual_seed(1))
@@ -190,6 +190,36 @@ def test_another_measurement_is_not_gone_on_with(model, tmp_path, always, what):
         batches, message = [BATCHES[0], (X[5:], Y[5:])], "ends after 15 samples, in the middle"
     with pytest.raises(ValueError, match=message):
         fisher_diagonal(model, batches, estimator, resume=file)
+
+
+@pytest.mark.parametrize(
+    ("first", "then"),
+    [
+        ({}, {"classes": [0, 1, 2]}),
+        ({"classes": [0, 1, 2]}, {"classes": [0, 1, 2, 3]}),
+        ({"ignore_index": -100}, {"ignore_index": 0}),
+        ({"likelihood": "gaussian"}, {"likelihood": "gaussian", "variance": 4.0}),
+        ({"likelihood": Categorical()}, {"likelihood": Categorical(ignore_index=0)}),
+        ({"generator": 0}, {"generator": 1}),
+    ],
+)
+def test_a_measurement_with_other_options_is_not_gone_on_with(model, tmp_path, first, then):
+    file = tmp_path / "sums.pt"
+    data = (X, None if "gaussian" in first.values() else Y % 3)
+    expected = fisher_diagonal(model, data, "sampled", resume=file, **first)
+    with pytest.raises(ValueError, match="holds another measurement"):
+        fisher_diagonal(model, data, "sampled", resume=file, **then)
+    again = fisher_diagonal(model, data, "sampled", resume=file, **first)
+    assert all(torch.equal(again[name], value) for name, value in expected.items())
+
+
+def test_a_generator_that_is_not_used_may_stand_anywhere(model, tmp_path, always):
+    generator = torch.Generator().manual_seed(0)
+    with pytest.raises(Killed):
+        fisher_diagonal(model, until(2), generator=generator, resume=tmp_path / "sums.pt")
+    torch.rand(3, generator=generator)
+    found = fisher_diagonal(model, iter(BATCHES), generator=generator, resume=tmp_path / "sums.pt")
+    assert_fisher_close(found, loop_fisher(model, X))
 
 
 def test_the_progress_is_told(model):

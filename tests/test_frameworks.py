@@ -297,6 +297,25 @@ class TestAvalanche:
             if isinstance(value, torch.Tensor):
                 assert torch.allclose(ewc.state_dict()[key], value, rtol=1e-5), key
 
+    def test_a_training_after_one_that_failed_is_pulled_once(self):
+        from ewc_tutorial.frameworks.avalanche import EWCPlugin
+
+        ends = []
+        for fails in (False, True):
+            model = network()
+            strategy = self.strategy(
+                model, torch.optim.SGD(model.parameters(), lr=0.1), EWCPlugin(consolidated(model))
+            )
+            (experience,) = self.experiences(NEW)
+            if fails:
+                handle = model.register_forward_pre_hook(lambda *_: 1 / 0)
+                with pytest.raises(ZeroDivisionError):
+                    strategy.train(experience)
+                handle.remove()
+            strategy.train(experience)
+            ends.append(weights_of(model))
+        assert torch.equal(*ends)
+
     @staticmethod
     def pairs_of_classes():
         from avalanche.benchmarks import nc_benchmark

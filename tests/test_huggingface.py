@@ -767,6 +767,8 @@ def test_consolidate_measures_what_is_protected_and_nothing_else():
         ({"task": "translation"}, ValueError, "task must be one of causal_lm"),
         ({"n_samples": 0}, ValueError, "n_samples must be at least 1"),
         ({"batch_size": 0}, ValueError, "batch_size must be at least 1"),
+        ({"n_samples": True}, TypeError, "n_samples must be a whole number or None, not True"),
+        ({"batch_size": 2.5}, TypeError, "batch_size must be a whole number or None, not 2.5"),
         ({"data": 3}, TypeError, "data must be a data set of dicts"),
         ({"data": []}, ValueError, "empty"),
         ({"data": [(1, 2)]}, TypeError, "data must hold dicts"),

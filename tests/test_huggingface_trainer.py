@@ -204,6 +204,27 @@ def test_trainer_is_the_loop_written_by_hand(tmp_path, update, optimizer, accumu
     assert_same_weights(model, oracle, 2e-4 if iterated else 1e-6)
 
 
+def test_training_that_begins_anew_with_smaller_batches_is_pulled_once(tmp_path):
+    model = gpt2()
+    ewc = protected(model)
+    oracle = copy.deepcopy(model)
+    options = {"ewc_update": "proximal", "auto_find_batch_size": True}
+    trainer = trainer_of(model, ewc, tmp_path, **options)
+    pads, calls = trainer.data_collator, []
+
+    def pads_the_second_time(items):
+        calls.append(len(items))
+        if len(calls) == 1:
+            raise RuntimeError("CUDA out of memory.")
+        return pads(items)
+
+    trainer.data_collator = pads_the_second_time
+    trainer.train()
+    assert calls[1] < calls[0] == 8
+    by_hand(oracle, ewc, "proximal", batch=calls[1])
+    assert_same_weights(model, oracle)
+
+
 def test_clipping_bounds_the_new_loss_alone(tmp_path):
     model = gpt2()
     ewc = protected(model)

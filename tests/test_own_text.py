@@ -70,6 +70,39 @@ def test_the_draws_and_their_fisher_are_those_of_the_model(model):
     assert abs(measured - total) < 4 * ((spread - total**2) / n) ** 0.5 < 0.2 * total
 
 
+@pytest.mark.parametrize(
+    "setting",
+    [
+        {"repetition_penalty": 50.0},
+        {"no_repeat_ngram_size": 1},
+        {"suppress_tokens": [1, 2]},
+        {"typical_p": 0.3},
+        {"min_p": 0.4},
+        {"eta_cutoff": 0.5, "epsilon_cutoff": 0.5},
+        {"bad_words_ids": [[2]]},
+        {"min_new_tokens": 5},
+        {"exponential_decay_length_penalty": (1, 5.0)},
+        {"guidance_scale": 3.0},
+        {"forced_eos_token_id": END},
+    ],
+)
+def test_no_setting_of_the_model_changes_its_text(model, setting):
+    expected = own_text(model, 30, 5)
+    mine = model.generation_config
+    for name, value in setting.items():
+        setattr(mine, name, value)
+    assert own_text(model, 30, 5) == expected
+    assert model.generation_config is mine
+    assert all(getattr(mine, name) == value for name, value in setting.items())
+
+
+def test_the_settings_are_back_where_writing_fails(model):
+    mine = model.generation_config
+    with pytest.raises(ValueError, match="no_such_option"):
+        own_text(model, 1, 5, no_such_option=1)
+    assert model.generation_config is mine
+
+
 def test_a_prompt_gets_no_label_and_a_text_ends_where_it_is_told(model):
     texts = own_text(model, 40, 5, prompt=[2, END, 1], eos_token_id=[3], batch_size=7)
     assert len(texts) == 40
@@ -88,6 +121,8 @@ def test_a_prompt_gets_no_label_and_a_text_ends_where_it_is_told(model):
 def test_what_cannot_be_written_is_said(model):
     with pytest.raises(ValueError, match="n must be at least 1, not 0"):
         own_text(model, 0, 5)
+    with pytest.raises(TypeError, match="n must be a whole number or None, not 2.5"):
+        own_text(model, 2.5, 5)
     with pytest.raises(ValueError, match="prompt must hold at least one token"):
         own_text(model, 1, 5, prompt=[])
     classifier = BertForSequenceClassification(

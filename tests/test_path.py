@@ -218,6 +218,29 @@ def test_the_model_goes_along_and_comes_back():
     assert all(torch.equal(p, path.at(0.5)[n]) for n, p in model.named_parameters())
 
 
+@pytest.mark.parametrize("curvature", ["diagonal", "kronecker", "compact"])
+@pytest.mark.parametrize("then", ["merge", "reset"])
+def test_what_comes_later_does_not_change_the_path(curvature, then):
+    model, (first, _, new) = network(2)
+    ewc = EWC(model, rule="latest", curvature=curvature)
+    ewc.consolidate(first)
+    with torch.no_grad():
+        [p.add_(torch.randn_like(p)) for p in model.parameters()]
+    F = ewc.measure(new)
+    path, other = ewc.path(F), ewc.path(F)
+    expected = [{n: p.clone() for n, p in path.at(lam).items()} for lam in (0.0, 0.7)]
+    if then == "merge":
+        ewc.merge(F)
+    else:
+        ewc.reset()
+    for lam, points in zip((0.0, 0.7), expected, strict=True):
+        for name, point in points.items():
+            assert torch.equal(path.at(lam)[name], point)
+            path.at(lam)[name].zero_()  # nor does what is done with a point
+            assert torch.equal(path.at(lam)[name], point)
+            assert torch.equal(other.at(lam)[name], point)
+
+
 def test_a_score_that_fails_or_forbids_everything_leaves_the_new_weights():
     model, (first, _, new) = network(2)
     ewc = EWC(model)
@@ -228,8 +251,13 @@ def test_a_score_that_fails_or_forbids_everything_leaves_the_new_weights():
     path = ewc.path(ewc.measure(new))
     with pytest.raises(ValueError, match="score must be above minus infinity"):
         path.pick_([0.5, 1.0], lambda: -math.inf)
-    with pytest.raises(ZeroDivisionError):
-        path.pick_([0.5, 1.0], lambda: 1 / 0)
+    for scores in ([0.0], [2.0, 3.0, 0.0]):
+        left = iter(scores)
+        with pytest.raises(ZeroDivisionError):
+            path.pick_([0.5, 1.0, 2.0], lambda left=left: 1 / next(left))
+        assert all(torch.equal(p, end[n]) for n, p in model.named_parameters())
+    with pytest.raises(ValueError, match="lam must be a finite number"):
+        path.pick_([0.5, -1.0], lambda: 1.0)
     assert all(torch.equal(p, end[n]) for n, p in model.named_parameters())
 
 
@@ -277,9 +305,18 @@ def test_the_straight_line():
     assert found["w"].tolist() == [0.25, 2.5]
     assert found["n"] == 3
     assert between(old, new, 0.5)["n"] == 9
+    between(old, new, 0.5)["n"].zero_()
+    assert new["n"] == 9
     assert found["h"].dtype == torch.float16
     assert torch.equal(between(old, new, 1.0)["w"], new["w"])
     assert torch.equal(between(old, new, 0.0)["w"], old["w"])
+
+
+def test_the_line_of_complex_weights_is_that_of_their_parts():
+    old, new = torch.randn(2, 3, 2, generator=torch.Generator().manual_seed(0))
+    parts = between({"w": old}, {"w": new}, 0.3)["w"]
+    whole = between({"w": torch.view_as_complex(old)}, {"w": torch.view_as_complex(new)}, 0.3)["w"]
+    torch.testing.assert_close(torch.view_as_real(whole), parts)
 
 
 @pytest.mark.parametrize("t", [-0.1, 1.1, math.nan, True, None])
@@ -293,3 +330,5 @@ def test_only_weights_of_one_architecture_have_a_line_between():
         between({"w": torch.zeros(1)}, {"w": torch.zeros(1), "b": torch.zeros(1)}, 0.5)
     with pytest.raises(ValueError, match=r"shape \(2,\) in old, but \(1,\) in new"):
         between({"w": torch.zeros(2)}, {"w": torch.zeros(1)}, 0.5)
+    with pytest.raises(ValueError, match=r"'n' has shape \(2,\) in old, but \(3,\) in new"):
+        between({"n": torch.zeros(2).long()}, {"n": torch.zeros(3).long()}, 0.5)

@@ -13,6 +13,7 @@ from torch.nn import functional
 
 from ewc_tutorial import EWC, retention_report
 from ewc_tutorial.course.tasks import permuted_tasks
+from ewc_tutorial.curvature import Kronecker
 from ewc_tutorial.diagnosis.intervals import change, proportion
 from ewc_tutorial.evaluation import per_sample
 
@@ -208,12 +209,13 @@ def test_what_moved_and_what_it_costs(learned):
     assert total == pytest.approx(ewc.penalty().item(), rel=1e-4)
 
 
-@pytest.mark.parametrize("curvature", ["kronecker", "identity"])
+@pytest.mark.parametrize("curvature", ["kronecker", "identity", Kronecker(eigenvalues="exact")])
 def test_the_penalty_of_other_curvatures(learned, curvature):
     model, before, ewc = trained(learned, 0.1, curvature=curvature)
     report = retention_report(model, before, A.test, B.test, ewc)
     total = sum(moved.penalty for moved in report.moved.values())
     assert total == pytest.approx(ewc.penalty().item(), rel=1e-3)
+    assert not {"names do not match", "shape"} & {*names(report)}
 
 
 def test_accuracy_and_loss_are_those_of_the_networks(learned):

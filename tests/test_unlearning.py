@@ -124,6 +124,34 @@ def test_the_weights_are_those_less_the_update(task):
         torch.testing.assert_close(p.detach(), expected, rtol=1e-12, atol=1e-9)
 
 
+@pytest.mark.parametrize("in_folder", [False, True])
+def test_a_head_that_is_frozen_after_its_task_is_unlearned_and_restored_too(in_folder, tmp_path):
+    """A trunk with a head of its own per task, each frozen once its task is over."""
+    torch.manual_seed(0)
+    model = nn.ModuleDict({"trunk": nn.Linear(3, 4), "A": nn.Linear(4, 2), "B": nn.Linear(4, 2)})
+    memory = TaskMemory(EWC(model, include="trunk.*"), tmp_path if in_folder else None)
+    path = [snapshot(model)]
+    for task, other in ("AB", "BA"):
+        model[other].requires_grad_(False)
+        model[task].requires_grad_(True)
+        memory.begin(task)
+        for seed, part in enumerate(("trunk", task)):
+            move(model[part], seed=seed + ord(task))
+        memory.merge(random_fisher(model, seed=ord(task)))
+        model[task].requires_grad_(False)
+        path.append(snapshot(model))
+    if in_folder:
+        again = nn.ModuleDict({name: nn.Linear(*reversed(p.weight.shape))
+                               for name, p in model.items()})  # fmt: skip
+        memory = TaskMemory.load(EWC(again, include="trunk.*"), tmp_path)
+        again["A"].requires_grad_(False)
+        again["B"].requires_grad_(False)
+        assert same(snapshot(again), path[2])
+    for task, before in (("B", path[1]), ("A", path[0])):
+        memory.forget(task)
+        assert same(snapshot(memory.ewc.model), before)
+
+
 def test_a_tasks_update_is_the_sum_of_its_steps_proximal_ones_included():
     task = split_tasks(5, relabel=True, n_train=200, n_test=100)[0]
     model = mlp(64, [5], 2, seed=0)

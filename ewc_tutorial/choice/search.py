@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import operator
 from collections.abc import Callable
 from concurrent.futures import Executor, ProcessPoolExecutor
 from numbers import Real
@@ -100,6 +101,10 @@ def choose_lambda(
             f"budget must be a whole number of at least {len(powers) + 1}, one training for each λ "
             f"that the grid begins with, not {budget!r}."
         )
+    try:
+        first_seed = operator.index(first_seed)  # of NumPy's numbers a file would not be read again
+    except TypeError:
+        raise ValueError(f"first_seed must be a whole number, not {first_seed!r}.") from None
     trial = Trial(train, new, old, isinstance(executor, ProcessPoolExecutor))
     trainings = Trainings(trial, executor, None if file is None else Path(file))
     search = _Search(

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
+from torch import Tensor
 from torch.func import functional_call, jvp
 
 from ewc_tutorial.ewc import EWC
@@ -12,13 +14,14 @@ from ewc_tutorial.fisher.inputs import apply, n_samples
 from ewc_tutorial.fisher.likelihoods import make_likelihood
 from ewc_tutorial.fisher.likelihoods.base import Draws
 from ewc_tutorial.fisher.samples import make_samples
-from ewc_tutorial.fisher.undisturbed import undisturbed
+from ewc_tutorial.fisher.undisturbed import only_trainable, undisturbed
 from ewc_tutorial.precision import double
 
 
 def predicted_rise(ewc: EWC) -> float:
-    """Return ½ (θ − μ)ᵀ S (θ − μ) over the number of tasks in S: what the penalty foretells, in
-    nats, of the rise of the old tasks' mean loss.
+    """Return what the penalty foretells, in nats, of the rise of the old tasks' mean loss:
+    ½ (θ − μ)ᵀ S (θ − μ), with the constant of :meth:`EWC.penalty <ewc_tutorial.ewc.EWC.penalty>`
+    under ``separate``, over the number of tasks that S is the sum of.
 
     Along the steps that training takes the diagonal foretells far too little. In lesson 13 the loss
     rose by 1.3 nats after training without a penalty, where the diagonal said 0.016 and Kronecker
@@ -27,7 +30,7 @@ def predicted_rise(ewc: EWC) -> float:
     """
     lam, ewc.lam = ewc.lam, 1.0
     try:
-        return float(ewc.penalty().detach()) / _weight(ewc)
+        return float(ewc.penalty().detach()) / ewc.summed
     finally:
         ewc.lam = lam
 
@@ -68,7 +71,7 @@ def softness(
         raise ValueError(f"softness knows weights only, not what a {type(ewc).__name__} protects.")
     anchor = {name: mu.to(values[name]) for name, mu in ewc.anchor.items()}
     step = {name: value.detach() - anchor[name] for name, value in values.items()}
-    springs = 2 * predicted_rise(ewc)
+    springs = _stiffness(ewc, step)
     if not springs > 0:
         raise ValueError(
             "The penalty is zero at the present weights: train the model on the new task first, "
@@ -83,7 +86,7 @@ def softness(
     with undisturbed(model), torch.no_grad():
         for x, y in samples.batches(256):
             x = apply(lambda t: t.to(device), x)
-            positional, named = ((x,), {}) if isinstance(x, torch.Tensor) else ((), dict(x))
+            positional, named = ((x,), {}) if isinstance(x, Tensor) else ((), dict(x))
 
             def outputs(weights: Any, args: Any = positional, kwargs: Any = named) -> Any:
                 return functional_call(model, fixed | weights, args, kwargs)
@@ -98,6 +101,14 @@ def softness(
     return whole / count / springs
 
 
-def _weight(ewc: EWC) -> float:
-    """Return how many tasks S is the sum of."""
-    return 1.0 if ewc.rule == "average" else ewc.get_extra_state()["total_weight"] or 1.0
+def _stiffness(ewc: EWC, step: Mapping[str, Tensor]) -> float:
+    """Return vᵀSv / T of the step v = θ − μ, T being the number of tasks that S is the sum of."""
+    lam, ewc.lam = ewc.lam, 1.0
+    try:
+        with only_trainable(ewc.model, step), torch.enable_grad():
+            # v · ∂penalty, as the penalty itself has a constant beside ½ vᵀSv under ``separate``.
+            slopes = torch.autograd.grad(ewc.penalty(), list(ewc.values().values()))
+    finally:
+        ewc.lam = lam
+    pairs = zip(step.values(), slopes, strict=True)
+    return sum((double(v) * double(slope)).sum().item() for v, slope in pairs) / ewc.summed

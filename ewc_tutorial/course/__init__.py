@@ -7,10 +7,14 @@ In the order of the course:
   kept how, and fairly;
 * ``reference``: the textbook version of everything that a reader is asked to write;
 * ``importances``, ``referee``: rivals of the Fisher information, and what they came to;
-* ``bayes`` and ``pairs`` (01), ``rises`` (03, 04), ``sweep`` and ``explorer`` (05), ``metrics``
-  (06), ``scenarios`` (07), ``bugs`` (08), ``language`` (09), ``study`` (11), ``reproduction`` (12);
+* ``bayes`` and ``pairs`` (01), ``squares`` (02), ``rises`` (03, 04), ``sweep`` and ``explorer``
+  (05), ``metrics`` and ``parabolas`` (06), ``scenarios`` (07), ``bugs`` and ``programs`` (08),
+  ``language``, ``lora_tasks`` and ``without_old_data`` (09), ``study`` (11), ``reproduction``
+  (12), ``capstone`` (the last exercise);
 * ``plots``: every figure; ``tables``: runs that were made beforehand; ``publish``: executes the
-  notebooks; ``glossary``: the terms in four languages; ``address``: links to where they can be run.
+  notebooks; ``glossary``: the terms in four languages; ``address``: links to where they can be run;
+* ``classroom``: what a teacher hands out; ``mark``: points for it; ``slides``; ``quizzes``: one at
+  the end of each lesson; ``progress``: what a reader has solved.
 """
 
 try:

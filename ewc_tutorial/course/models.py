@@ -7,7 +7,7 @@ network's initial weights depend on nothing but the call.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 
 import torch
@@ -15,7 +15,7 @@ from torch import nn
 
 
 @contextmanager
-def _seeded(seed: int | None):
+def _seeded(seed: int | None) -> Iterator[None]:
     """Draw from ``seed`` inside the block and restore the global state after it."""
     with torch.random.fork_rng(devices=[]) if seed is not None else nullcontext():
         if seed is not None:

@@ -280,7 +280,7 @@ def learn_scenario(
         if ewc is not None and fisher_at == "during":
             moving = MovingFisher(net, task, every, batch_size, estimator, moving_order)
 
-        def on_step(step: int, moving=moving) -> None:
+        def on_step(step: int, moving: MovingFisher | None = moving) -> None:
             if moving is not None:
                 moving(step)
             record(step)

@@ -223,7 +223,9 @@ def split_tasks(
     for first in range(0, 10, size):
         shift = first if relabel else 0
 
-        def part(x: Tensor, y: Tensor, first: int = first, shift: int = shift):
+        def part(
+            x: Tensor, y: Tensor, first: int = first, shift: int = shift
+        ) -> tuple[Tensor, Tensor]:
             kept = (y >= first) & (y < first + size)
             return x[kept], y[kept] - shift
 

@@ -195,8 +195,9 @@ class Remembered:
         return self._value
 
 
-def checked(F: Tensors, name: str, shape: Sequence[int]) -> Tensor:
-    """Return ``F[name]`` if it is finite and of the shape of its parameter or factor.
+def checked(F: Tensors, name: str, shape: Sequence[int], signed: bool = False) -> Tensor:
+    """Return ``F[name]`` if it is finite, of the shape of its parameter or factor, and not
+    negative unless it is ``signed``.
 
     Raises:
         ValueError: it is not.
@@ -210,9 +211,14 @@ def checked(F: Tensors, name: str, shape: Sequence[int]) -> Tensor:
             f"fisher[{name!r}] has shape {tuple(F[name].shape)}, but the parameter has "
             f"{tuple(shape)}."
         )
-    if not whole(F[name].isfinite().all()):
-        raise ValueError(f"fisher[{name!r}] must be finite and not negative.")
-    return F[name]
+    new = F[name]
+    if whole(new.isfinite().all()) and (signed or not whole((new < 0).any())):
+        return new
+    least, most = whole(new.min()).item(), whole(new.max()).item()  # NaN, if there is one
+    offender = most if math.isfinite(least) and (signed or least >= 0) else least
+    raise ValueError(
+        f"fisher[{name!r}] must be finite{'' if signed else ' and not negative'}, not {offender:g}."
+    )
 
 
 def same_dtypes(*lists: list[Tensor]) -> bool:

@@ -79,7 +79,7 @@ class Block:
         """
         found = []
         for kind, old in zip("AG", self.tensors, strict=False):
-            new = checked(F, self._name(kind), old.shape)
+            new = checked(F, self._name(kind), old.shape, signed=True)
             if (new.diagonal() < 0).any() or not torch.allclose(new, new.T, rtol=1e-3):
                 raise ValueError(
                     f"fisher[{self._name(kind)!r}] must be a symmetric matrix of second moments."
@@ -175,8 +175,6 @@ class EigenBlock(Block):
     def merged(self, F: Tensors, share: float) -> list[Tensor]:
         old_E, old = self.tensors[4], (self.tensors[2], self.tensors[3])
         E = checked(F, self._name("E"), old_E.shape).to(old_E)
-        if (E < 0).any():
-            raise ValueError(f"fisher[{self._name('E')!r}] must be finite and not negative.")
         here = self._checked_basis(F, "UA", old[0]), self._checked_basis(F, "UG", old[1])
         means = super().merged(F, share)
         if share == 1:
@@ -194,7 +192,7 @@ class EigenBlock(Block):
         return U_G.square() @ E @ U_A.square().T
 
     def _checked_basis(self, F: Tensors, kind: str, old: Tensor) -> Tensor:
-        U = checked(F, self._name(kind), old.shape).to(old)
+        U = checked(F, self._name(kind), old.shape, signed=True).to(old)
         gram = U.T @ U
         if not torch.allclose(gram, U.any(0).to(U).diag(), rtol=0, atol=1e-3):
             raise ValueError(

@@ -117,7 +117,7 @@ class Compact(Diagonal):
         for name in self.names if self.path is None else ():
             _check_room(name, here[name], self.anchor[name].dtype)
         checkpoint = None if self.path is None else self._opened(here)
-        total_weight = self._total_weight + weight
+        total_weight = gamma * self._total_weight + weight
         share = weight / total_weight if total_weight else 0.0
         keep, take = {"average": (1 - share, share), "online": (gamma, weight)}.get(
             rule, (1.0, weight)
@@ -146,8 +146,6 @@ class Compact(Diagonal):
         or, if ``mean``, the mean of both; and what both quadratics cost there."""
         codes, scale = self._codes(name), self._scales[name]
         F = checked(fisher, name, codes.shape)
-        if (F < 0).any():
-            raise ValueError(f"fisher[{name!r}] must be finite and not negative.")
 
         def sums() -> Iterator[tuple[slice, Tensor, Tensor, Tensor]]:
             for rows in _pieces(codes.shape):
@@ -156,7 +154,8 @@ class Compact(Diagonal):
                 # A sum that is too large stays the largest number there is.
                 yield rows, old, new, (old + new).clamp_max_(torch.finfo(old.dtype).max)
 
-        largest = max((total.max().item() for *_, total in sums()), default=0.0)
+        parts = (total for *_, total in sums() if total.numel())
+        largest = max((total.max().item() for total in parts), default=0.0)
         new_codes, new_scale, cost = torch.empty_like(codes), scale_for(largest), 0.0
         anchor = torch.empty_like(self.anchor[name]) if mean else here
         # Its own for each merge, so that errors of one task are independent of those of others.

@@ -72,14 +72,14 @@ class Diagonal(Curvature):
     def merged(
         self, F: Tensors, weight: float, here: Tensors, rule: str, gamma: float
     ) -> tuple[list[tuple[Tensor, Tensor]], dict[str, float], float]:
-        """Return what :meth:`commit` takes: S and μ of each name, constants, weight of all tasks.
+        """Return what :meth:`commit` takes: S and μ of each name, constants, what all tasks weigh.
 
         Raises:
             ValueError: as :meth:`merge`.
         """
         updates = []
         constants = dict(self._constants)
-        total_weight = self._total_weight + weight
+        total_weight = gamma * self._total_weight + weight
         anchors = self.anchor
         for name, S in self.importance.items():
             anchor = anchors[name]
@@ -179,7 +179,11 @@ class Diagonal(Curvature):
     def minima(
         self, values: Tensors, F: Tensors, damping: float
     ) -> Callable[[float], dict[str, Tensor]]:
-        importance, anchors = dict(self.importance), self.anchor
+        # A copy, as later tasks are merged into these very tensors.
+        importance, anchors = (
+            {name: tensor.clone() for name, tensor in part.items()}
+            for part in (self.importance, self.anchor)
+        )
         new = {name: _checked(F, name, S) for name, S in importance.items()}
         new = {name: f + damping * whole(f.mean()) for name, f in new.items()}
 
@@ -208,8 +212,11 @@ class Diagonal(Curvature):
         return {"constants": dict(self._constants), "total_weight": self._total_weight}
 
     def load(self, state: Mapping[str, Any]) -> None:
-        self._constants = {name: state["constants"].get(name, 0.0) for name in self.names}
-        self._total_weight = state["total_weight"]
+        total, constants = state["total_weight"], state["constants"]
+        if not self._constants.keys() <= constants.keys():  # some stays as it is
+            total = max(total, self._total_weight)
+        self._constants = {n: constants.get(n, mine) for n, mine in self._constants.items()}
+        self._total_weight = total
 
     def _layout(self, name: str, zeros: Tensor) -> dict[str, Tensor]:
         return {buffer_key("importance", name): zeros.clone()}
@@ -218,8 +225,6 @@ class Diagonal(Curvature):
 def _checked(F: Tensors, name: str, S: Tensor) -> Tensor:
     """Return ``F[name]`` as S is kept, if it is Fisher information."""
     new = checked(F, name, S.shape)
-    if whole((new < 0).any()):
-        raise ValueError(f"fisher[{name!r}] must be finite and not negative.")
     return spread_like(new.to(S.device, S.dtype), S)
 
 

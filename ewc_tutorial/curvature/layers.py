@@ -79,12 +79,13 @@ def find_layers(
     layers, why = [], dict.fromkeys(values, "no weight of a linear layer or a convolution")
     for path, module in model.named_modules():
         names = {role: f"{path}.{role}" if path else role for role in module._parameters}
-        if isinstance(module, nn.Embedding) and names["weight"] in values:
+        if isinstance(module, nn.Embedding) and names.get("weight") in values:
             why[names["weight"]] = "an embedding, whose inputs are numbers of rows"
         roles = _roles(module)
-        if roles is None or names[roles[0]] not in values:
+        # Pruning and weight_norm make the weight of other parameters, at each call anew.
+        if roles is None or names.get(roles[0]) not in values:
             continue
-        weight, bias = (module._parameters[role] for role in roles)
+        weight, bias = map(module._parameters.get, roles)
         assert weight is not None  # it is among the values
         together = bias is not None and names[roles[1]] in values
         if together and {m for m, _ in users[bias]} != {m for m, _ in users[weight]}:

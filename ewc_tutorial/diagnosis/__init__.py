@@ -16,7 +16,7 @@ from ewc_tutorial.diagnosis.forms import by_name, parts_of, random_states_kept
 from ewc_tutorial.diagnosis.measured import check_checkpoint, check_fisher, check_measure
 from ewc_tutorial.diagnosis.moving import check_backward, check_penalty, check_step
 from ewc_tutorial.diagnosis.quadratic import quadratic_of
-from ewc_tutorial.diagnosis.report import Diagnosis, Finding, Tensors
+from ewc_tutorial.diagnosis.report import NOTHING_CONSOLIDATED, Diagnosis, Finding, Tensors
 from ewc_tutorial.diagnosis.retention import Retention, retention_report
 from ewc_tutorial.diagnosis.statistics import check_statistics
 from ewc_tutorial.diagnosis.stored import check_live, check_names, check_tensors, check_unfrozen
@@ -79,7 +79,8 @@ def diagnose(
 
     Raises:
         ValueError: neither ``ewc`` nor both of ``fisher`` and ``anchor`` are given, or a flat
-            vector has another length than the parameters.
+            vector has another length than the parameters; or ``data`` or ``new_data`` have labels
+            that are none of the model's.
         TypeError: ``fisher`` or ``anchor`` has another form.
     """
     fisher, anchor, penalty, lam = parts_of(ewc, fisher, anchor, penalty, lam)
@@ -87,15 +88,7 @@ def diagnose(
         raise ValueError("give ewc, or both fisher and anchor as mappings by parameter name.")
     fisher, anchor = by_name(model, "fisher", fisher), by_name(model, "anchor", anchor)
     if isinstance(ewc, EWC) and not ewc.n_tasks:
-        report = Diagnosis()
-        report.findings.append(
-            Finding(
-                "nothing consolidated",
-                "no task has been consolidated, so the penalty is zero",
-                "call ewc.consolidate(old_data) after the old task",
-            )
-        )
-        return report
+        return Diagnosis([NOTHING_CONSOLIDATED])
     report = Diagnosis()
     if isinstance(ewc, EWC):
         values, weights = ewc.values, ewc.weights()

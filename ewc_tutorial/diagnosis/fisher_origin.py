@@ -17,9 +17,8 @@ from torch import Tensor, nn
 
 from ewc_tutorial.diagnosis.quadratic import Form, Pattern
 from ewc_tutorial.diagnosis.report import Tensors
-from ewc_tutorial.fisher.inputs import Inputs, n_samples
-
-Batch = tuple[Inputs, Tensor | None]
+from ewc_tutorial.fisher.inputs import n_samples
+from ewc_tutorial.fisher.samples import Batch
 
 #: Residual below which two diagonals are the same but for a factor.
 SAME = 0.01
@@ -73,9 +72,13 @@ def explain(
         new_batches: the next task's.
         batch_size: that was used in training.
         options: for :func:`~ewc_tutorial.fisher.fisher_diagonal`.
+
+    Raises:
+        ValueError: the samples have no honest estimate of F, for instance for a label that is none.
     """
     F = form.pattern(tested)
     n = sum(n_samples(x) for x, _ in batches)
+    why_not: list[ValueError] = []
 
     def measured(data: list[Batch], estimator: str, size: int | None = None) -> Candidate | None:
         try:
@@ -83,7 +86,8 @@ def explain(
                 G = _of_mean_losses(form, model, data, options)
             else:
                 G = form.measure(model, data, estimator=estimator, batch_size=size, **options)
-        except ValueError:  # no labels, or a likelihood without such an estimator
+        except ValueError as error:  # no labels, or a likelihood without such an estimator
+            why_not.append(error)
             return None
         return Candidate.of(F, form.pattern(G))
 
@@ -91,7 +95,12 @@ def explain(
         found = {name: measured(data, name) for name in names}
         return {name: candidate for name, candidate in found.items() if candidate}
 
-    honest = several(batches, "exact", "empirical")
+    def honest_ones(data: list[Batch]) -> dict[str, Candidate]:
+        if found := several(data, "exact", "empirical"):
+            return found
+        raise why_not[-1]
+
+    honest = honest_ones(batches)
     wrong = several(batches, "argmax")
     if form.layers:
         wrong |= several(batches, "mean loss")
@@ -109,7 +118,7 @@ def explain(
     elif closest_wrong is not None and closest_wrong.residual < SAME:
         findings.append(_known(name, closest_wrong, honest, batch_size))
     else:
-        findings += _from_noisy(F, new_batches, honest, wrong, several, batch_size)
+        findings += _from_noisy(F, new_batches, honest, wrong, honest_ones, batch_size)
 
     return findings
 
@@ -139,7 +148,7 @@ def _scaled(scale: float, n: int, batch_size: int, factors: bool) -> tuple[str, 
     }
     if factors:
         if abs(scale * batch_size**2 - 1) < 0.1:
-            return _of_mean_loss(scale, batch_size)
+            return _of_mean_loss(f"{scale:.2g} of the exact", batch_size)
         known["it looks as if A and G were sums: divide both by the number of samples"] = n**2
         known["g looks taken from the mean loss of a batch: multiply it by the batch size"] = (
             1 / batch_size
@@ -151,11 +160,17 @@ def _scaled(scale: float, n: int, batch_size: int, factors: bool) -> tuple[str, 
     return "scale of F", f"{what} times the mean over the samples", advice
 
 
-def _of_mean_loss(ratio: float, batch_size: int) -> tuple[str, str, str]:
+def _share(total: float, honest: dict[str, Candidate]) -> str:
+    """Say how large a total is beside the exact one, or where there is none the empirical one."""
+    name, candidate = next(iter(honest.items()))
+    return f"{total / candidate.total:.2g} of the {name}"
+
+
+def _of_mean_loss(share: str, batch_size: int) -> tuple[str, str, str]:
     name, advice = MEAN_LOSS
     return (
         name,
-        f"G ⊗ A is {ratio:.2g} of the exact one in total, as with gradients of the mean loss of "
+        f"G ⊗ A is {share} one in total, as with gradients of the mean loss of "
         f"batches of {batch_size}, which are {batch_size} times too small",
         advice,
     )
@@ -164,30 +179,28 @@ def _of_mean_loss(ratio: float, batch_size: int) -> tuple[str, str, str]:
 def _known(
     name: str, candidate: Candidate, honest: dict[str, Candidate], batch_size: int
 ) -> tuple[str, str, str]:
-    ratio = candidate.scale * candidate.total / honest["exact"].total
+    share = _share(candidate.scale * candidate.total, honest)
     if name == "argmax":
         return (
             "argmax labels",
-            "F is the squared score at the model's own top class, "
-            f"{ratio:.2g} of the exact F in total",
+            f"F is the squared score at the model's own top class, {share} F in total",
             "use all classes weighted by their probability, or one drawn label",
         )
     if name == "summed":
         return (
             "squared sum",
-            f"F is the square of the gradient over all samples together, {ratio:.2g} of the exact "
-            "F in total",
+            f"F is the square of the gradient over all samples together, {share} F in total",
             "square each sample's gradient before adding",
         )
     if name == "mean loss":
-        return _of_mean_loss(ratio, batch_size)
-    return _batched(ratio, batch_size)
+        return _of_mean_loss(share, batch_size)
+    return _batched(share, batch_size)
 
 
-def _batched(ratio: float, batch_size: int) -> tuple[str, str, str]:
+def _batched(share: str, batch_size: int) -> tuple[str, str, str]:
     return (
         "squared batch mean",
-        f"F is {ratio:.2g} of the exact F in total, as the square of the mean gradient of batches "
+        f"F is {share} F in total, as the square of the mean gradient of batches "
         f"of {batch_size} would be",
         "square each sample's gradient, then average",
     )
@@ -198,13 +211,13 @@ def _from_noisy(
     new_batches: list[Batch] | None,
     honest: dict[str, Candidate],
     wrong: dict[str, Candidate],
-    several: Callable[..., dict[str, Candidate]],
+    honest_ones: Callable[[list[Batch]], dict[str, Candidate]],
     batch_size: int,
 ) -> list[tuple[str, str, str]]:
     """Judge an F that is no candidate's exactly, by its pattern and its total."""
     nearest = min(c.residual for c in honest.values())
     if new_batches is not None:
-        new = min(c.residual for c in several(new_batches, "exact", "empirical").values())
+        new = min(c.residual for c in honest_ones(new_batches).values())
         if new < nearest / 2:
             return [
                 (
@@ -226,14 +239,14 @@ def _from_noisy(
         ]
     ratios = [F.total / c.total for c in honest.values()]
     if max(ratios) * FAR < 1 and "batched" in wrong:
-        return [_batched(F.total / honest["exact"].total, batch_size)]
+        return [_batched(_share(F.total, honest), batch_size)]
     if "mean loss" in wrong and 1 / FAR < F.total / wrong["mean loss"].total < FAR:
-        return [_of_mean_loss(F.total / honest["exact"].total, batch_size)]
+        return [_of_mean_loss(_share(F.total, honest), batch_size)]
     if max(ratios) * FAR < 1 or min(ratios) > FAR:
         return [
             (
                 "scale of F",
-                f"F is {F.total / honest['exact'].total:.2g} of the exact F in total",
+                f"F is {_share(F.total, honest)} F in total",
                 "check what F is divided by, and that each sample's gradient is squared by itself",
             )
         ]

@@ -13,7 +13,7 @@ from ewc_tutorial.diagnosis.moving import values_at
 from ewc_tutorial.diagnosis.quadratic import Quadratic
 from ewc_tutorial.diagnosis.report import Diagnosis, Finding, Tensors
 from ewc_tutorial.ewc import EWC
-from ewc_tutorial.fisher.samples import make_samples
+from ewc_tutorial.fisher.samples import Batch, make_samples
 from ewc_tutorial.fisher.undisturbed import only_trainable
 from ewc_tutorial.precision import double
 
@@ -36,7 +36,6 @@ def check_fisher(
     measurable = dict(model.named_parameters())
     names = [name for name in S.names if name in values and name in measurable]
     moved = any(not _same(anchor[name], values[name]) for name in names)
-    weight = 1.0
     why = None
     if data is None:
         why = "needs the old task's data"
@@ -55,15 +54,13 @@ def check_fisher(
     if why is not None:
         report.skipped["where F comes from"] = why
         return
-    if isinstance(ewc, EWC) and ewc.rule != "average":
-        weight = ewc.get_extra_state()["total_weight"]
     size = batch_size or getattr(data, "batch_size", None) or 32
     tested = S.only(names)
     there = anchor if moved else {}
     with only_trainable(model, names), values_at(trainable, there):
         found = fisher_origin.explain(
             tested.form,
-            tested.over(weight),
+            tested.over(ewc.summed if isinstance(ewc, EWC) else 1.0),
             model,
             _gathered(data, n_samples, size),
             None if new_data is None else _gathered(new_data, n_samples, size),
@@ -134,9 +131,10 @@ def _same(anchor: Tensor, value: Tensor) -> bool:
     here = value.detach()
     if value.is_leaf:
         return torch.equal(anchor.to(here), here)
-    return torch.allclose(anchor.to(here), here, rtol=1e-4, atol=1e-6 * float(here.abs().max()))
+    size = float(here.abs().max()) if here.numel() else 0.0
+    return torch.allclose(anchor.to(here), here, rtol=1e-4, atol=1e-6 * size)
 
 
-def _gathered(data: Any, n_samples: int | None, size: int) -> list[fisher_origin.Batch]:
+def _gathered(data: Any, n_samples: int | None, size: int) -> list[Batch]:
     samples = make_samples(data, n_samples, torch.Generator().manual_seed(0))
     return list(samples.batches(size))

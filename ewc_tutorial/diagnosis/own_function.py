@@ -9,9 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ewc_tutorial.diagnosis.fisher_origin import FAR, MEAN_LOSS, SAME, Batch, Candidate
+from ewc_tutorial.diagnosis.fisher_origin import FAR, MEAN_LOSS, SAME, Candidate
 from ewc_tutorial.diagnosis.quadratic import Form, Pattern, quadratic_of
 from ewc_tutorial.diagnosis.report import Diagnosis
+from ewc_tutorial.fisher.samples import Batch
 from ewc_tutorial.fisher.undisturbed import undisturbed
 
 #: Samples on which the function is tried, and the size of its batches.

@@ -9,6 +9,7 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
+from ewc_tutorial.curvature.blocks import EigenBlock
 from ewc_tutorial.curvature.layers import Layer, layer_of
 from ewc_tutorial.diagnosis.report import Diagnosis, Finding, Tensors
 from ewc_tutorial.fisher import fisher_diagonal, fisher_factors
@@ -83,16 +84,52 @@ class Form:
 
 
 @dataclass(frozen=True)
+class Block:
+    """S of a layer: G ⊗ A, or with eigenvalues of its own (U_G ⊗ U_A) diag(E) (U_G ⊗ U_A)ᵀ.
+
+    Attributes:
+        A, G: its factors.
+        eigen: U_A, U_G and E, if there are such.
+    """
+
+    A: Tensor
+    G: Tensor
+    eigen: tuple[Tensor, Tensor, Tensor] | None = None
+
+    def product(self, matrix: Tensor) -> Tensor:
+        """Return the block applied to a matrix (O, I), in float64."""
+        if self.eigen is None:
+            return double(self.G) @ double(matrix) @ double(self.A)
+        U_A, U_G, E = map(double, self.eigen)
+        return U_G @ (E * (U_G.T @ double(matrix) @ U_A)) @ U_A.T
+
+    def diagonal(self) -> Tensor:
+        """Return its diagonal, as a matrix."""
+        if self.eigen is None:
+            return torch.outer(self.G.diagonal(), self.A.diagonal())
+        U_A, U_G, E = self.eigen
+        return U_G.square() @ E @ U_A.square().T
+
+    def largest(self) -> float:
+        """Return its largest eigenvalue."""
+        if self.eigen is None:
+            A, G = (torch.linalg.eigvalsh(double(factor))[-1].item() for factor in (self.A, self.G))
+            return A * G
+        U_A, U_G, E = self.eigen
+        return (E * torch.outer(U_G.any(0), U_A.any(0))).max().item()
+
+
+@dataclass(frozen=True)
 class Quadratic:
     """(θ − μ)ᵀ S (θ − μ).
 
     Attributes:
         diagonal: S of the weights with a number each.
-        blocks: A and G of the layers with factors.
+        blocks: S of the layers with factors.
     """
 
     diagonal: Tensors
-    blocks: Mapping[Layer, tuple[Tensor, Tensor]]
+    blocks: Mapping[Layer, Block]
 
     @property
     def names(self) -> list[str]:
@@ -102,6 +139,8 @@ class Quadratic:
     @property
     def words(self) -> str:
         """The penalty, as a formula."""
+        if any(block.eigen is not None for block in self.blocks.values()):
+            return "λ/2 Σ E ∘ (U_Gᵀ Δ U_A)², Δ = θ − θ*"
         return "λ/2 Σ Δ ∘ (G Δ A), Δ = θ − θ*" if self.blocks else "λ/2 Σ F (θ − θ*)²"
 
     @property
@@ -111,15 +150,16 @@ class Quadratic:
     def importance(self, shapes: Tensors) -> dict[str, Tensor]:
         """Return the diagonal of S, each in the shape of the tensor of its name."""
         found = dict(self.diagonal)
-        for layer, (A, G) in self.blocks.items():
-            found |= layer.parts(torch.outer(G.diagonal(), A.diagonal()), shapes)
+        for layer, block in self.blocks.items():
+            found |= layer.parts(block.diagonal(), shapes)
         return found
 
     def over(self, weight: float) -> dict[str, Tensor]:
-        """Return S / weight as the tensors of a measurement."""
+        """Return S / weight as the tensors of a measurement, of blocks their factors."""
         found = {name: F.detach() / weight for name, F in self.diagonal.items()}
-        for layer, (A, G) in self.blocks.items():
-            found |= {f"{layer.weight}:A": A.detach(), f"{layer.weight}:G": G.detach() / weight}
+        for layer, block in self.blocks.items():
+            A, G = block.A.detach(), block.G.detach()
+            found |= {f"{layer.weight}:A": A, f"{layer.weight}:G": G / weight}
         return found
 
     def only(self, names: list[str]) -> Quadratic:
@@ -133,19 +173,18 @@ class Quadratic:
     def product(self, away: Tensors) -> dict[str, Tensor]:
         """Return S times a displacement of the weights, in float64."""
         found = {name: double(F) * double(away[name]) for name, F in self.diagonal.items()}
-        for layer, (A, G) in self.blocks.items():
-            matrix = double(layer.matrix({name: away[name] for name in layer.names}))
-            found |= layer.parts(double(G) @ matrix @ double(A), away)
+        for layer, block in self.blocks.items():
+            matrix = layer.matrix({name: away[name] for name in layer.names})
+            found |= layer.parts(block.product(matrix), away)
         return found
 
     def largest(self) -> tuple[float, str]:
         """Return the largest eigenvalue of S, and what to call it."""
-        top = max((F.max().item() for F in self.diagonal.values()), default=0.0)
+        top = max((F.max().item() for F in self.diagonal.values() if F.numel()), default=0.0)
         words = "max F"
-        for layer, factors in self.blocks.items():
-            A, G = (torch.linalg.eigvalsh(double(factor))[-1].item() for factor in factors)
-            if top < A * G:
-                top = A * G
+        for layer, block in self.blocks.items():
+            if top < (own := block.largest()):
+                top = own
                 words = f"times the largest eigenvalue of S, that of {layer.weight!r},"
         return top, words
 
@@ -153,12 +192,14 @@ class Quadratic:
 def quadratic_of(
     report: Diagnosis, model: nn.Module, values: Tensors, fisher: Tensors
 ) -> Quadratic:
-    """Return S, given its tensors by name: ``NAME``, or ``NAME:A`` and ``NAME:G``.
+    """Return S, given its tensors by name: ``NAME``, or ``NAME:A`` and ``NAME:G``, perhaps with
+    ``NAME:UA``, ``NAME:UG`` and ``NAME:E``.
 
     Factors that are none of that weight, or no second moments, are reported and left out.
     """
     weights = list(dict.fromkeys(n[:-2] for n in fisher if n.endswith((":A", ":G"))))
-    diagonal = {name: F for name, F in fisher.items() if not name.endswith((":A", ":G"))}
+    inside = {f"{weight}:{kind}" for weight in weights for kind in EigenBlock.kinds}
+    diagonal = {name: F for name, F in fisher.items() if name not in inside}
     blocks = {}
     if weights:
         report.checked.append("factors")
@@ -181,11 +222,46 @@ def quadratic_of(
         assert A is not None  # they have these shapes
         assert G is not None
         faults = [fault for kind, M in (("A", A), ("G", G)) if (fault := _fault(kind, weight, M))]
+        given = [fisher.get(f"{weight}:{kind}") for kind in ("UA", "UG", "E")]
+        eigen = None
+        if any(tensor is not None for tensor in given):
+            eigen, wrong = _eigen(weight, given, len(A), len(G))
+            faults += wrong
         report.findings += faults
         if not faults:
-            blocks[layer] = (A, G)
+            blocks[layer] = Block(A, G, eigen)
     inside = {name for layer in blocks for name in layer.names}
     return Quadratic({n: F for n, F in diagonal.items() if n not in inside}, blocks)
+
+
+def _eigen(
+    weight: str, given: Sequence[Tensor | None], inputs: int, outputs: int
+) -> tuple[tuple[Tensor, Tensor, Tensor] | None, list[Finding]]:
+    """Return U_A, U_G and E of a block with eigenvalues of its own, or what is wrong with them."""
+    U_A, U_G, E = given
+    if [*map(_sides, given)] != [(inputs, inputs), (outputs, outputs), (outputs, inputs)]:
+        return None, [
+            Finding(
+                "shape",
+                f"the eigenvectors and eigenvalues of {weight!r} have the shapes {_sides(U_A)}, "
+                f"{_sides(U_G)} and {_sides(E)}, the factors {(inputs, inputs)} and "
+                f"{(outputs, outputs)}",
+                "UA has the shape of A, UG that of G, and E a row for each output",
+            )
+        ]
+    assert U_A is not None  # they have these shapes
+    assert U_G is not None
+    assert E is not None
+    if not all(tensor.isfinite().all() for tensor in (U_A, U_G, E)) or (E < 0).any():
+        return None, [
+            Finding(
+                "negative F",
+                f"E of {weight!r} has entries that are negative or not finite, or its eigenvectors "
+                "have such as are not finite",
+                "E is a mean of squares: square the gradients in the basis",
+            )
+        ]
+    return (U_A, U_G, E), []
 
 
 def _fault(kind: str, weight: str, M: Tensor) -> Finding | None:

@@ -24,6 +24,13 @@ class Finding:
         return printable(f"{self.name}: {self.measured}; {self.advice}.")
 
 
+NOTHING_CONSOLIDATED = Finding(
+    "nothing consolidated",
+    "no task has been consolidated, so the penalty is zero",
+    "call ewc.consolidate(old_data) after the old task",
+)
+
+
 @dataclass(repr=False)
 class Diagnosis:
     """What :func:`diagnose` found, what it looked at, and what it could not look at.

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from ewc_tutorial.diagnosis.quadratic import Quadratic, quadratic_of
-from ewc_tutorial.diagnosis.report import Diagnosis, Finding, Tensors
+from ewc_tutorial.diagnosis.report import NOTHING_CONSOLIDATED, Diagnosis, Tensors
 from ewc_tutorial.diagnosis.stored import check_live, check_names, check_tensors, check_unfrozen
 from ewc_tutorial.ewc import EWC
 from ewc_tutorial.fisher.inputs import apply, n_samples
@@ -84,17 +84,10 @@ def springs_of(
     """Return the springs that there are, and report what is wrong with how they were stored."""
     if isinstance(ewc, EWC):
         if not ewc.n_tasks:
-            report.findings.append(
-                Finding(
-                    "nothing consolidated",
-                    "no task has been consolidated, so the penalty is zero",
-                    "call ewc.consolidate(old_data) after the old task",
-                )
-            )
+            report.findings.append(NOTHING_CONSOLIDATED)
             return None
         check_unfrozen(report, ewc)
-        values = ewc.values()
-        tasks = 1.0 if ewc.rule == "average" else ewc.get_extra_state()["total_weight"] or 1.0
+        values, tasks = ewc.values(), ewc.summed
     else:
         values, tasks = dict(model.named_parameters()), 1.0
     S = quadratic_of(report, model, values, fisher)

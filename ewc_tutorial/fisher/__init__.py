@@ -3,14 +3,16 @@
 From the outside in:
 
 * ``diagonal``: :func:`fisher_diagonal`, :func:`fisher_factors` and :func:`explain_fisher`, the
-  functions to call;
-* ``samples``: batches of whatever the data is, ``inputs``: dictionaries of tensors among it;
+  functions to call, and ``measurement``: the passes over the data that they make;
+* ``samples``: batches of whatever the data is, ``inputs``: all that is done with a model's
+  inputs, a tensor or a dictionary of them;
 * ``likelihoods``: the gradients to start from at the model's outputs;
 * ``engine``: carries them to the parameters, each by the fastest rule that is right;
 * ``probe``, ``plans``: which rule that is, found out from a few samples, and remembered;
 * ``closed_forms``: squared gradients without gradients, from the inputs and outputs of layers;
 * ``per_sample``: what has none, by ``torch.func`` or sample by sample;
-* ``inputs``: all that these do with a model's inputs;
+* ``groups``: a diagonal in several passes, for want of memory, and ``saved``: one that goes on
+  after a kill;
 * ``undisturbed``: leaves the model as it was.
 """
 

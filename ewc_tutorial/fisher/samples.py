@@ -133,7 +133,7 @@ def make_samples(data: Any, n_samples: int | None, generator: torch.Generator) -
         return data
     if not isinstance(data, Dataset) and isinstance(getattr(data, "train", None), Dataset):
         data = data.train
-    if isinstance(data, TensorDataset):
+    if type(data) is TensorDataset:  # a subclass may make other items of its tensors
         data = data.tensors
     if _is_one_batch(data):
         x, y = read_pair(data)

@@ -6,6 +6,7 @@ import os
 import time
 import zlib
 from collections.abc import Hashable
+from numbers import Number
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from torch import Tensor, nn
 
 from ewc_tutorial.files import replacing
 from ewc_tutorial.fisher.inputs import tensors
-from ewc_tutorial.fisher.likelihoods.base import Draws
+from ewc_tutorial.fisher.likelihoods.base import Draws, Likelihood
 from ewc_tutorial.fisher.samples import Batch
 
 #: Seconds between two savings, or so many times what the last one took, if that is longer.
@@ -100,6 +101,19 @@ def checksum(tensor: Tensor) -> int:
     """Return a number that tells a tensor from others."""
     numbers = tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy()
     return zlib.crc32(numbers.data)
+
+
+def described(rule: Likelihood) -> str:
+    """Return what tells a likelihood from others: its class and its options."""
+    options: dict[str, object] = {}
+    for name, value in vars(rule).items():
+        if isinstance(value, Tensor):
+            options[name] = checksum(value), tuple(value.shape)
+        elif isinstance(value, str | Number | tuple | list | None):
+            options[name] = value
+        else:  # of which repr() may give an address, another one in each process
+            options[name] = type(value).__name__
+    return repr((type(rule).__name__, options))
 
 
 def fingerprint(model: nn.Module, first: Batch | None) -> int:

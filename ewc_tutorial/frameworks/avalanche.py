@@ -53,18 +53,22 @@ class EWCPlugin(SupervisedPlugin):
                 "model must predict from the input alone, but a MultiTaskModule wants the task "
                 "label as well: give EWC and the strategy a model without heads per task."
             )
+        self._end()  # of a training that ended with an error
         self.ewc.grow_()
         self._attached = self.ewc.attach(strategy.optimizer, self.every)
 
     def after_training_exp(self, strategy: Any, *_: Any, **__: Any) -> None:
-        if self._attached is not None:
-            self._attached.remove()
-            self._attached = None
+        self._end()
         self.ewc.consolidate(_Pairs(strategy.experience.dataset), **self.options)
 
     def before_eval(self, strategy: Any, *_: Any, **__: Any) -> None:
         if self._attached is not None:
             self._attached.complete()
+
+    def _end(self) -> None:
+        if self._attached is not None:
+            self._attached.remove()
+            self._attached = None
 
 
 class _Pairs(Dataset):

@@ -6,7 +6,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from transformers import GenerationConfig
 
+from ewc_tutorial.fisher.measurement import check_count
 from ewc_tutorial.fisher.undisturbed import undisturbed
 from ewc_tutorial.huggingface.batches import IGNORED
 from ewc_tutorial.huggingface.tasks import base_of, checked_task, pad_token_of
@@ -48,6 +50,7 @@ def own_text(
         A data set of dicts with ``input_ids`` and ``labels``, the end token included.
 
     Raises:
+        TypeError: a number is no whole one.
         ValueError: the model is no causal language model, a number is not positive, or there is no
             token to begin with.
     """
@@ -55,10 +58,10 @@ def own_text(
     if task != "causal_lm":
         raise ValueError(f"model must be a causal language model to write text, not a {task}.")
     for name, value in (("n", n), ("max_new_tokens", max_new_tokens), ("batch_size", batch_size)):
-        if value < 1:
-            raise ValueError(f"{name} must be at least 1, not {value!r}.")
+        check_count(name, value)
     generator = as_generator(generator)
-    defaults, device = base_of(model).generation_config, next(model.parameters()).device
+    base, device = base_of(model), next(model.parameters()).device
+    defaults = base.generation_config
     begin = [int(token) for token in _beginning(defaults) if token is not None]
     begin = begin[:1] if prompt is None else torch.as_tensor(prompt).flatten().tolist()
     if not begin:
@@ -78,13 +81,18 @@ def own_text(
     whole |= {"eos_token_id": ends or None, "pad_token_id": pad, "max_new_tokens": max_new_tokens}
     texts: list[dict[str, list[int]]] = []
     with undisturbed(model), torch.no_grad():
-        while len(texts) < n:
-            torch.manual_seed(int(torch.randint(2**62, (), generator=generator)))
-            rows = torch.tensor([begin] * min(batch_size, n - len(texts)), device=device)
-            mask = torch.ones_like(rows)
-            generate: Any = model.generate
-            written: Tensor = generate(input_ids=rows, attention_mask=mask, **whole | options)
-            texts += [_text(row, len(begin), ends) for row in written.tolist()]
+        # What `generate` is not told it takes from the model, such as a penalty for repetition.
+        base.generation_config = GenerationConfig()
+        try:
+            while len(texts) < n:
+                torch.manual_seed(int(torch.randint(2**62, (), generator=generator)))
+                rows = torch.tensor([begin] * min(batch_size, n - len(texts)), device=device)
+                mask = torch.ones_like(rows)
+                generate: Any = model.generate
+                written: Tensor = generate(input_ids=rows, attention_mask=mask, **whole | options)
+                texts += [_text(row, len(begin), ends) for row in written.tolist()]
+        finally:
+            base.generation_config = defaults
     return texts
 
 

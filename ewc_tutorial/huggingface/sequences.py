@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from ewc_tutorial.ewc import EWC
 from ewc_tutorial.fisher import fisher_diagonal, fisher_factors
-from ewc_tutorial.fisher.diagonal import Progress
+from ewc_tutorial.fisher.measurement import Progress, check_count
 from ewc_tutorial.fisher.samples import Stream
 from ewc_tutorial.huggingface.batches import DictBatch, dict_batches, pad_batch, unpacked
 from ewc_tutorial.huggingface.logits import Logits
@@ -101,16 +101,14 @@ def sequence_fisher(
         ``layers``, what :func:`~ewc_tutorial.fisher.fisher_factors` does.
 
     Raises:
-        TypeError: ``data`` has a type that does not fit.
+        TypeError: ``data`` or a number has a type that does not fit.
         ValueError: an argument is unknown or out of range, the data does not fit the model, or the
             model does not ignore the padding of a batch.
     """
     if estimator not in ESTIMATORS:
         raise ValueError(f"estimator must be one of {', '.join(ESTIMATORS)}, not {estimator!r}.")
-    if n_samples is not None and n_samples < 1:
-        raise ValueError(f"n_samples must be at least 1 or None, not {n_samples!r}.")
-    if batch_size is not None and batch_size < 1:
-        raise ValueError(f"batch_size must be at least 1 or None, not {batch_size!r}.")
+    check_count("n_samples", n_samples)
+    check_count("batch_size", batch_size)
     generator = as_generator(generator)
     task = checked_task(model, task)
     logits = Logits(model, task)

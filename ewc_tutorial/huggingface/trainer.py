@@ -183,6 +183,8 @@ class _AtEachStep(TrainerCallback):
 
     def on_train_begin(self, *args: Any, **kwargs: Any) -> None:
         if self._trainer.ewc_update == "proximal":
+            if self._trainer._attached is not None:  # begun anew, with smaller batches
+                self._trainer._attached.remove()
             attached = self._ewc.attach(self._trainer.optimizer, self._trainer.ewc_every)
             if self._trainer._resumed is not None:
                 attached.load_state_dict(self._trainer._resumed)

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import copy
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -72,6 +72,8 @@ class TaskMemory:
         self.ewc = ewc
         self._records = MemoryRecords() if folder is None else FolderRecords(folder)
         self._open: tuple[str, dict[str, Tensor]] | None = None
+        #: Parameters that a task has trained, which may be frozen by now, as the head of one is.
+        self._trained: set[str] = set()
         if self._records.tasks or self._records.forgotten:
             raise ValueError(
                 f"folder {str(folder)!r} holds the records of {_listed(self.tasks)}: continue them "
@@ -85,7 +87,7 @@ class TaskMemory:
         Args:
             ewc: a new one that protects the names of before; its rule may be another, as the
                 merges are replayed. Its model's parameters have the recorded names and shapes;
-                frozen ones, and buffers, are not recorded.
+                those always frozen, and buffers, are not recorded.
             folder: what an earlier ``TaskMemory`` was given.
 
         Raises:
@@ -111,6 +113,7 @@ class TaskMemory:
                     f"{', '.join(sorted(recorded ^ ewc.shapes().keys()))}."
                 )
         memory._records = records
+        memory._trained = {*weights}
         memory._replay(records[task] for task in records.tasks)
         _assign(parameters, weights)
         return memory
@@ -187,7 +190,9 @@ class TaskMemory:
             self.ewc.merge(fisher, weight)
             kept = {name: _stored(fisher[name]) for name in self.ewc.shapes()}
             record = TaskRecord(task, before, after, kept, float(weight))
-            self._records.commit((*self.tasks, task), {task: record}, self.forgotten, after)
+            weights = self._trainable(self._trained) | after
+            self._records.commit((*self.tasks, task), {task: record}, self.forgotten, weights)
+        self._trained |= after.keys()
         self._open = None
 
     @torch.no_grad()
@@ -222,7 +227,7 @@ class TaskMemory:
                 later = self._records[name]
                 parts = (_subtracted(later.before, gone), _subtracted(later.after, gone))
                 changed[name] = TaskRecord(name, *parts, later.fisher, later.weight)
-        weights = _subtracted(self._trainable(), gone)
+        weights = _subtracted(self._trainable(self._trained), gone)
         with _unchanged_if_it_fails(self.ewc):
             self._replay(changed.get(name) or self._records[name] for name in kept)
             self._records.commit(kept, changed, (*self.forgotten, task), weights)
@@ -252,9 +257,10 @@ class TaskMemory:
                 "consolidate through the TaskMemory only, and reopen it with TaskMemory.load()."
             )
 
-    def _trainable(self) -> dict[str, Tensor]:
-        model: nn.Module = self.ewc.model
-        trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    def _trainable(self, others: Collection[str] = ()) -> dict[str, Tensor]:
+        """Return a copy of what can be trained and what is protected, and of others by name."""
+        named = self.ewc.model.named_parameters()
+        trained = {name: p for name, p in named if p.requires_grad or name in others}
         return {name: _stored(p) for name, p in (trained | self.ewc.weights()).items()}
 
 

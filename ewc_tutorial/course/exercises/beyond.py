@@ -50,7 +50,9 @@ def _blocks(seed: int) -> list[tuple[Tensor, Tensor, Tensor, Tensor, float, floa
     return cases
 
 
-def _summed(weigh: Callable[[Tensor], Tensor], bias: bool = True, N: bool = True):
+def _summed(
+    weigh: Callable[[Tensor], Tensor], bias: bool = True, N: bool = True
+) -> Callable[..., tuple[Tensor, Tensor]]:
     """Return a wrong ``layer_factors``: other weights of the classes, or what is left out."""
 
     def wrong(a: Tensor, g: Tensor, p: Tensor) -> tuple[Tensor, Tensor]:
@@ -74,7 +76,9 @@ def _of_means(a: Tensor, g: Tensor, p: Tensor) -> tuple[Tensor, Tensor]:
     return A, torch.outer(mean, mean)
 
 
-def _rotated(divide: Callable[..., Tensor], back: bool = True, anchored: bool = True):
+def _rotated(
+    divide: Callable[..., Tensor], back: bool = True, anchored: bool = True
+) -> Callable[..., Tensor]:
     """Return a wrong ``kronecker_step``."""
 
     def wrong(W: Tensor, anchor: Tensor, A: Tensor, G: Tensor, lam: float, lr: float) -> Tensor:

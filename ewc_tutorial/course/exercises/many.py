@@ -26,7 +26,9 @@ def _memories(seed: int = 0) -> list[tuple[Tensor, Tensor, Tensor, Tensor, Tenso
 Merge = Callable[[Tensor, Tensor, Tensor, Tensor, int, float], tuple[Tensor, Tensor]]
 
 
-def _rule(S: Tensor, mu: Tensor, F: Tensor, here: Tensor, t: int, gamma: float):
+def _rule(
+    S: Tensor, mu: Tensor, F: Tensor, here: Tensor, t: int, gamma: float
+) -> tuple[Tensor, Tensor]:
     return gamma * S + F, here
 
 
@@ -143,10 +145,14 @@ def _freedom(S: Tensor, lr: float, lam: float, steps: int) -> Tensor:
     return torch.where(x > 0, (1 - (1 + x) ** -float(steps)) / (steps * x), 1.0)
 
 
-def _merged(anchor, constant=None):
+def _merged(
+    anchor: Callable[..., Tensor] | None, constant: Callable[..., Tensor] | None = None
+) -> Callable[..., tuple[Tensor, Tensor, Tensor]]:
     """Return a wrong ``one_task_more`` with another anchor or another constant."""
 
-    def wrong(S: Tensor, mu: Tensor, c: Tensor, F: Tensor, here: Tensor):
+    def wrong(
+        S: Tensor, mu: Tensor, c: Tensor, F: Tensor, here: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
         new_S, right, new_c = reference.one_task_more(S, mu, c, F, here)
         middle = right if anchor is None else anchor(S, mu, F, here)
         if anchor is not None:

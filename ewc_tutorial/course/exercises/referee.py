@@ -40,7 +40,9 @@ def _contests(seed: int) -> list[tuple[Tensor, Tensor, Tensor, Tensor]]:
     for settings, search, report, gain in ((2, 2, 5, 0.02), (4, 3, 6, 0.0), (6, 2, 10, 0.01)):
         luck = 0.03 * torch.randn(search + report, generator=g, dtype=torch.float64)
 
-        def method(more: float, luck: Tensor = luck, n: int = settings, k: int = search):
+        def method(
+            more: float, luck: Tensor = luck, n: int = settings, k: int = search
+        ) -> tuple[Tensor, Tensor]:
             quality = 0.7 + 0.05 * torch.rand(n, 1, generator=g, dtype=torch.float64)
             noise = 0.02 * torch.randn(n, len(luck), generator=g, dtype=torch.float64)
             both = quality + more + luck + noise

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import random
 import statistics
+from collections.abc import Callable
 
 from ewc_tutorial.course import reference
 from ewc_tutorial.course.exercises.core import Exercise, Prediction, Question
@@ -38,7 +39,7 @@ def _pairs(seed: int) -> list[tuple[list[float], list[float]]]:
     return cases
 
 
-def _apart(error) -> object:
+def _apart(error: Callable[..., float]) -> object:
     """Return a wrong answer with another standard error of the difference."""
     return lambda v, p, se: (statistics.mean(v) - p) / error(v, se)
 
@@ -49,7 +50,7 @@ def unpaired(a: list[float], b: list[float]) -> tuple[float, float]:
     return statistics.mean(a) - statistics.mean(b), error
 
 
-def _with_error(error) -> object:
+def _with_error(error: Callable[[list[float]], float]) -> object:
     """Return a wrong answer with another error of the paired differences."""
 
     def wrong(a: list[float], b: list[float]) -> tuple[float, float]:

@@ -47,7 +47,9 @@ def _heads(seed: int = 0) -> list[tuple[Tensor, Tensor, Tensor]]:
     return cases
 
 
-def _three(task_logits, domain_logits=None, swap: bool = False):
+def _three(
+    task_logits: str, domain_logits: str | None = None, swap: bool = False
+) -> Callable[..., tuple[float, float, float]]:
     """Return a wrong ``three_accuracies`` whose logits for two of the questions are others."""
 
     def wrong(logits: Tensor, y: Tensor, k: int) -> tuple[float, float, float]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -59,7 +61,7 @@ def _answers(seed: int) -> list[tuple[Tensor, Tensor]]:
     return cases
 
 
-def _dropped(anchor):
+def _dropped(anchor: Callable[..., Tensor]) -> Callable[..., tuple[Tensor, Tensor]]:
     """Return a wrong ``drop_task`` whose new anchor is another; S′ is right."""
 
     def wrong(S: Tensor, mu: Tensor, F: Tensor, theta: Tensor) -> tuple[Tensor, Tensor]:
