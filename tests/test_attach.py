@@ -74,6 +74,7 @@ def descend(optimizer, loss, steps=500):
         falling.step()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "lam"), [(name, 2.0) for name in OPTIMIZERS] + [("SGD", 1e8), ("Adam", 1e8)]
 )

@@ -733,6 +733,7 @@ OPTIMIZERS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", OPTIMIZERS)
 @pytest.mark.parametrize("lam", [0.5, 1e8])
 @BOTH
@@ -744,6 +745,7 @@ def test_training_ends_where_loss_plus_penalty_is_least(name, lam, eigenvalues):
     assert problem.error() < 1e-4
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["two rates", "Adam"])
 @pytest.mark.parametrize("iterations", [1, 2])
 def test_even_one_iteration_rests_at_the_minimum(name, iterations):
@@ -805,6 +807,7 @@ def test_each_iteration_lowers_the_quadratic(lam):
     assert values[-1] < 0.9 * values[0]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["SGD", "momentum", "Adam"])
 @pytest.mark.parametrize("lam", [2.0, 1e4])
 def test_every_few_steps_ends_where_every_step_does(name, lam):
@@ -821,6 +824,7 @@ def test_every_few_steps_ends_where_every_step_does(name, lam):
     assert problem.error() < 1e-4
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("every", [1, 2, 5, 30])
 def test_the_force_is_stable_wherever_gradient_descent_is(every):
     """Brute force: the map of one period, for random curvatures of loss and penalty."""

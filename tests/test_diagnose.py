@@ -57,6 +57,7 @@ def names(report):
 # --- No false alarms ------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("estimator", "n_samples", "rule"),
     [  # Where F comes from and how it is merged are independent: all of each, not all pairs.
@@ -169,6 +170,7 @@ ESTIMATORS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ESTIMATORS)
 def test_wrong_estimators_are_found_in_their_result(name, model, tasks, loader):
     F = BUGS[name].wrong(model, loader)
@@ -176,6 +178,7 @@ def test_wrong_estimators_are_found_in_their_result(name, model, tasks, loader):
     assert names(report) == [ESTIMATORS[name]], report
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "found"),
     {

@@ -152,6 +152,7 @@ BATCH = (nn.BatchNorm1d, nn.BatchNorm2d)
 LAYER = (nn.LayerNorm, lambda n: nn.GroupNorm(2, n))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("kind", "images", "frozen", "drifts"),
     [

@@ -97,6 +97,7 @@ def random_network(seed):
     return net, (x, torch.randn(60, outputs)), {"likelihood": "gaussian"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", range(10))
 def test_right_factors_of_random_networks_are_clean(seed):
     with torch.random.fork_rng(devices=[]):
@@ -130,6 +131,7 @@ def test_right_factors_of_random_networks_are_clean(seed):
         assert {"factors", "where F comes from", "size of the penalty"} <= set(report.checked)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("eigenvalues", EIGENVALUES)
 @pytest.mark.parametrize(
     ("estimator", "n_samples"), [("exact", 150), ("empirical", None), ("sampled", 150)]
@@ -232,6 +234,7 @@ WRONG = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", WRONG)
 def test_wrong_factors_are_found(kind, model, tasks, right):
     make, found = WRONG[kind]

@@ -114,6 +114,7 @@ def test_a_certain_model_keeps_its_relative_precision():
         assert actual["bias"].min() > 0
 
 
+@pytest.mark.slow
 def test_the_error_does_not_grow_with_the_number_of_samples():
     model = mlp(3, [], 2, seed=0)
     x, _ = make_data(1000, 3, 2)
@@ -215,6 +216,7 @@ class Listed(Dataset):
         return self.items[i]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("batch_size", [None, 4])
 @pytest.mark.parametrize("container", CONTAINERS)
 def test_every_form_of_data_gives_the_same(model, container, batch_size):
@@ -306,6 +308,7 @@ DICTIONARIES = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", ["closed form", "torch.func", "loop"])
 @pytest.mark.parametrize("container", DICTIONARIES)
 def test_inputs_may_be_a_dictionary(container, how):
@@ -378,6 +381,7 @@ def one_hot(y, dtype):
     return nn.functional.one_hot(y, 4).to(dtype)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("estimator", ["exact", "empirical", "batched"])
 @pytest.mark.parametrize("dtype", [*INTEGERS, *("one-hot bool", "one-hot int", "one-hot float")])
 def test_classes_are_whole_numbers_of_any_type_or_one_hot(model, estimator, dtype):
@@ -432,6 +436,7 @@ class Segments(nn.Module):
         return self.layers(x).movedim(1, self.class_dim)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("estimator", ["exact", "empirical", "argmax"])
 @pytest.mark.parametrize("places", [(4,), (2, 4), (3,), (3, 3)])
 @pytest.mark.parametrize("class_dim", [1, -1])
@@ -471,6 +476,7 @@ def test_a_dimension_of_classes_that_is_none(dim):
         fisher_diagonal(Segments(1, 1), (x, None), class_dim=dim)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("estimator", ["exact", "sampled", "empirical", "argmax", "batched"])
 @pytest.mark.parametrize(("n", "batch_size"), [(23, None), (23, 1), (1, None)])
@@ -745,6 +751,7 @@ def test_half_precision_models(model):
     assert_fisher_close(actual, loop_fisher(model, x.bfloat16(), y), rtol=0.1)
 
 
+@pytest.mark.slow
 def test_wrappers_keep_their_names(model):
     data = make_data()
     expected = as_double(fisher_diagonal(model, data))
@@ -879,6 +886,7 @@ class Returns(nn.Module):
         return self.change(self.layer(x))
 
 
+@pytest.mark.slow
 def test_progress_is_silent_when_short_and_shown_when_long(model, capsys, monkeypatch):
     data = make_data()
     fisher_diagonal(model, data, progress=True)

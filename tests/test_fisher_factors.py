@@ -310,6 +310,7 @@ def assert_eigenvalues(model, found, x, layers, rtol=1e-9, **options):
             )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", [k for k in MODELS if k != "outside"])
 @pytest.mark.parametrize("batch_size", [None, 1, 2])
 def test_exact_eigenvalues_are_the_diagonal_of_the_true_block(kind, batch_size):

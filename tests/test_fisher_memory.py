@@ -93,6 +93,7 @@ NETWORKS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:estimator 'exact' needs")
 @pytest.mark.parametrize("name", NETWORKS)
 def test_peak_memory_stays_under_the_budget(name, monkeypatch):

@@ -173,6 +173,7 @@ class FunctionalBatchNorm(nn.BatchNorm2d):
         return F.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("n", [1, 9])
 @pytest.mark.parametrize("batch_size", [1, 4])
 @pytest.mark.parametrize(
@@ -284,6 +285,7 @@ UNSEEN = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", UNSEEN)
 @pytest.mark.parametrize("batch_size", [None, 6])
 def test_data_that_begins_with_equal_samples(name, batch_size):
@@ -306,6 +308,7 @@ def normalised_by_large_batches(m, x):
     return m.head(F.batch_norm(h, None, None, training=True) if len(x) >= 8 else h)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("function", [capacity, normalised_by_large_batches])
 @pytest.mark.parametrize("batch_size", [None, 2, 12])
 def test_influence_that_starts_above_the_size_of_the_probe(function, batch_size):

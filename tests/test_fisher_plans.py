@@ -96,6 +96,7 @@ CHANGES = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", CHANGES)
 def test_what_changes_is_probed_again(name, model, probes, monkeypatch):
     monkeypatch.setitem(SWITCH, "centred", False)

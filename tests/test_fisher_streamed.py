@@ -75,6 +75,7 @@ def test_groups_give_the_same_state(model, curvature, groups):
     assert generators[0].get_state().equal(generators[1].get_state())
 
 
+@pytest.mark.slow
 def test_one_group_at_a_time_is_held(model):
     alive, groups = [], []
 

@@ -90,6 +90,7 @@ def dense_networks(draw):
     return freeze_some(draw, nn.Sequential(*layers))
 
 
+@pytest.mark.slow
 @some
 @given(dense_networks(), st.integers(1, 7), st.integers(1, 8), estimators, dtypes)
 def test_dense_networks(model, n, batch_size, estimator, dtype):
@@ -221,6 +222,7 @@ def sequence_models(draw):
     return freeze_some(draw, model)
 
 
+@pytest.mark.slow
 @some
 @given(sequence_models(), st.integers(1, 6), st.integers(1, 5), estimators, dtypes)
 def test_sequence_models(model, n, length, estimator, dtype):
@@ -484,6 +486,7 @@ PRODUCTS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("length", [1, 2, 3, 6])
 @pytest.mark.parametrize("name", PRODUCTS)
 def test_products_outside_of_layers_are_read_from_the_graph(name, length):

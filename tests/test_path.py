@@ -124,6 +124,7 @@ def stiffened(tensors, damping):
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("damping", [0.0, 0.3])
 @pytest.mark.parametrize("lam", [1e-6, 1.0, 50.0, 1e8])
 @pytest.mark.parametrize("curvature", ["diagonal", "kronecker", "identity"])

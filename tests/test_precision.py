@@ -110,6 +110,7 @@ CALLS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("call", CALLS)
 def test_nothing_makes_float64_on_the_device(call):
     with NoFloat64():

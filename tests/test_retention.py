@@ -209,6 +209,7 @@ def test_what_moved_and_what_it_costs(learned):
     assert total == pytest.approx(ewc.penalty().item(), rel=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("curvature", ["kronecker", "identity", Kronecker(eigenvalues="exact")])
 def test_the_penalty_of_other_curvatures(learned, curvature):
     model, before, ewc = trained(learned, 0.1, curvature=curvature)

@@ -184,6 +184,7 @@ def test_parameters_that_ewc_leaves_out_are_unlearned_too():
 # --- EWC's memory ---------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("curvature", "rule"), KINDS)
 @pytest.mark.parametrize("task", range(4))
 @pytest.mark.parametrize("shift", [False, True])

@@ -54,6 +54,7 @@ def test_every_exercise_of_a_lesson_is_found_with_its_points():
 # --- the student version ------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @every_lesson
 def test_the_student_version_holds_no_revealed_answer(number):
     version = student(lesson(number))
@@ -67,6 +68,7 @@ def test_the_student_version_holds_no_revealed_answer(number):
             assert f"def {answer.__name__}(" not in source or answer.__name__ == one.names[0]
 
 
+@pytest.mark.slow
 @every_lesson
 def test_what_is_left_out_is_replaced_and_the_lesson_itself_is_not_touched(number):
     original = lesson(number)
@@ -95,6 +97,7 @@ def test_a_passage_that_is_not_there_is_named():
         student(broken)
 
 
+@pytest.mark.slow
 @lessons_but(*TRANSFORMERS)
 def test_as_released_no_exercise_has_a_point(number):
     marks = mark.mark(student(lesson(number)), KEY)
@@ -104,6 +107,7 @@ def test_as_released_no_exercise_has_a_point(number):
     assert all("Not attempted" in m.verdict for m in marks if m.points is not None)
 
 
+@pytest.mark.slow
 @lessons_but(*TRANSFORMERS)
 def test_no_function_of_a_student_version_answers_an_exercise(number):
     """Each function that stands in an ordinary cell is tried as an answer."""
@@ -142,12 +146,14 @@ def test_a_tag_is_needed_where_it_stands():
 # --- the assignment -------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @lessons_but(*TRAINED, *TRANSFORMERS)
 def test_the_solutions_of_the_assignment_have_all_points(number):
     marks = mark.mark(assignment(lesson(number), KEY), KEY)
     assert [m.points for m in marks] == [None if m.exercise == "capstone" else m.of for m in marks]
 
 
+@pytest.mark.slow
 @every_lesson
 def test_the_assignment_is_nbgraders_and_keeps_the_stub_outside_of_the_solution(number):
     version = assignment(lesson(number), KEY)

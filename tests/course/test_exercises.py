@@ -27,6 +27,7 @@ MISTAKES = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", FUNCTIONS)
 def test_the_answer_passes_its_own_check(name):
     verdict = check(name, FUNCTIONS[name].answer)
@@ -34,6 +35,7 @@ def test_the_answer_passes_its_own_check(name):
     assert repr(verdict).startswith("✓ Right")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "sentence", "seed"), MISTAKES)
 def test_each_known_mistake_is_rejected_and_named(name, sentence, seed):
     result = FUNCTIONS[name].judge(FUNCTIONS[name].mistakes[sentence], seed=seed)
@@ -46,6 +48,7 @@ def test_an_untouched_stub_is_no_error(name):
     assert "Not attempted yet" in FUNCTIONS[name].judge(lambda *_args, **_kwargs: ...).text
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", FUNCTIONS)
 def test_an_unknown_mistake_shows_the_first_difference(name):
     result = FUNCTIONS[name].judge(lambda *_args, **_kwargs: torch.tensor(12345.678))
@@ -53,6 +56,7 @@ def test_an_unknown_mistake_shows_the_first_difference(name):
     assert "Case 1 of" in result.text
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [name for name, e in FUNCTIONS.items() if e.draws])
 def test_an_answer_that_was_typed_in_for_one_draw_fails_in_the_next(name):
     exercise = FUNCTIONS[name]

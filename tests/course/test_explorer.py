@@ -177,6 +177,7 @@ def test_a_ghost_may_be_of_another_shape(result, ghost):
     assert high > places.max()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "other",
     [
@@ -260,6 +261,7 @@ def test_the_explorer_needs_no_network(result):
     assert len(str(code)) > 100_000
 
 
+@pytest.mark.slow
 def test_lambda_is_where_the_slider_points(result):
     widget = LambdaExplorer(result)
     assert widget.lam == 0.0
@@ -364,6 +366,7 @@ EXTREMES = [
 ]  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("values", EXTREMES, ids=str)
 def test_every_control_takes_its_extreme_values(lab, values):
     trained(reset(lab), **values)

@@ -245,6 +245,7 @@ def test_further_seeds_decide_and_reported_ones_do_not():
     assert list(found.average_accuracy) == [0.4]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("setting", ["permuted-digits", "split-digits"])
 def test_lambda_zero_is_plain_training_for_every_method(setting, monkeypatch):
     quick = {name: replace(s, steps=12) for name, s in referee.SETTINGS.items()}

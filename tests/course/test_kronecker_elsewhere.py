@@ -36,6 +36,7 @@ def test_what_other_tables_hold_is_not_run_again():
     assert {key[1] for key in runs - keys} == {"kronecker"}
 
 
+@pytest.mark.slow
 def test_a_scenario_repeats_what_the_other_table_has():
     known = elsewhere.known().set_index(elsewhere.KEY).average_accuracy
     key = ("domain", "diagonal", "proximal", 100.0, 100)

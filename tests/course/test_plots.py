@@ -194,6 +194,7 @@ def test_alternative_text_of_many_curves_tells_less_of_each():
     assert all(f"anel number {n}" in text for n in range(9))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("figure", FIGURES)
 def test_every_figure_has_an_alternative_text_of_its_own(figure):
     FIGURES[figure]()

@@ -27,6 +27,7 @@ def test_the_careful_test_catches_all_and_passes_what_is_correct(seed):
     assert "undetected" not in verdict.text
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [*programs.FAULTY, *programs.CORRECT])
 def test_a_program_is_fresh_and_in_training_mode(name):
     first, second = programs.made(name), programs.made(name)
@@ -66,6 +67,7 @@ def todo(program):
     raise NotImplementedError
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("test", "words"),
     [

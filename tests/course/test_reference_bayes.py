@@ -58,6 +58,7 @@ def test_logistic_fisher_is_the_mean_squared_score_over_the_models_own_labels(D,
         torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-15)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("D", [1, 2, 4])
 def test_the_nearest_lambda_is_that_of_many_gradient_steps(D):
     """EWC and joint training as loops of gradient steps, each distance term by term."""

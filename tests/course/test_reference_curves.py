@@ -110,6 +110,7 @@ def test_three_runs_without_a_bug_are_an_error():
         reference.run_and_bug(torch.tensor([RIGHT] * 3))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("bug", range(len(runs.BUGS)))
 def test_each_bug_of_a_real_run_shows_where_it_should(bug):
     """Held against the right run of the same seed: the same tasks, weights and batches."""
@@ -128,6 +129,7 @@ def test_each_bug_of_a_real_run_shows_where_it_should(bug):
         np.testing.assert_array_equal(R.diagonal(), right.diagonal())
 
 
+@pytest.mark.slow
 def test_three_runs_are_two_right_ones_and_the_wrong_one_somewhere():
     places = {
         int((trio[:, 1:, 1:].amax((1, 2)) < 0.5).nonzero().item())

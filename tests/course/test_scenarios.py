@@ -243,6 +243,7 @@ def test_accuracies_are_those_of_the_scenario():
             assert found == 0
 
 
+@pytest.mark.slow
 def test_joint_training_learns_every_task_with_its_own_head():
     net, tasks = tiny_net("task"), tiny_tasks("task")
     history = learn_scenario(net, tasks, joint=True, steps=200, lr=0.03)

@@ -68,6 +68,7 @@ def assert_same(member: SweepResult, history) -> None:
     np.testing.assert_allclose(member.accuracy[0, 0], history.accuracy, atol=1e-9)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("lam", LAMBDAS)
 @pytest.mark.parametrize("seed", [0, 3])
 def test_each_member_is_the_run_alone(tasks, result, lam, seed):
@@ -78,6 +79,7 @@ def test_each_member_is_the_run_alone(tasks, result, lam, seed):
     np.testing.assert_allclose(result.curves[i, j], history.curves, atol=1e-9)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rule", RULES)
 def test_for_every_rule(tasks, rule):
     options = {"rule": rule, "gamma": 0.5 if rule == "online" else 1.0}
@@ -98,6 +100,7 @@ def test_with_adam(tasks):
     assert_same(sweep(tasks, [50.0], optimizer="adam", lr=1e-2), history)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "options",
     [
@@ -124,6 +127,7 @@ def test_for_other_curvatures(tasks, options):
     assert not found.drift[:, :, 0].any()
 
 
+@pytest.mark.slow
 def test_separate_networks_tell_of_their_moves_what_the_stack_tells(tasks):
     """With the diagonal both are possible, and the same."""
     settings = sweep(tasks, [2.0, 30.0], seeds=[0, 1]).settings
@@ -276,6 +280,7 @@ class InterruptedSweepError(Exception):
     pass
 
 
+@pytest.mark.slow
 def test_an_interrupted_sweep_resumes_where_it_was(tasks, result, tmp_path):
     def stop_in_the_third_shard(share: float) -> None:
         if share > 0.6:

@@ -158,6 +158,7 @@ def test_time_for_measuring_is_not_time_for_training():
     assert history.consolidate_seconds.min() >= 0.05
 
 
+@pytest.mark.slow
 def test_joint_training_takes_as_many_steps_and_sees_every_task(tasks):
     model = network()
     history = learn(model, tasks, joint=True, epochs=40)
