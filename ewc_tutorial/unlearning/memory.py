@@ -157,7 +157,10 @@ class TaskMemory:
         self._open = (task, self._trainable())
 
     def abandon(self) -> None:
-        """Set the weights back to those at :meth:`begin`; the task never was."""
+        """Set the weights back to those at :meth:`begin`; the task never was.
+
+        What was frozen then is left as it is: nobody noted it.
+        """
         if self._open:
             _assign(dict(self.ewc.model.named_parameters()), self._open[1])
         self._open = None
