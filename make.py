@@ -35,8 +35,8 @@ SLOW_TESTS = ("browser", "speech", "wheel")
 UNIT_TESTS = ("tests", *("--ignore=tests/" + folder for folder in SLOW_TESTS))
 # A cell of a lesson takes at most about 15 s; slow machines get some slack.
 NBVAL = ("--nbval-lax", "--nbval-current-env", "--nbval-cell-timeout=300")
-# A notebook has one kernel and a file's tests share servers: each stays with one process, in the order
-# of the folders: what has most tests first would leave few tests that take minutes for the end.
+# A notebook has one kernel and a file's tests share servers: each stays with one process. They come
+# in the order of folders: with most tests first, few that take minutes would be left for the end.
 TWO_AT_ONCE = ("-n", "2", "--dist", "loadfile", "--no-loadscope-reorder")
 
 Line = List[str]
