@@ -135,9 +135,16 @@ class Training:
         self._plan = Plan(**self._row["options"]["plan"])
         self._recogniser = Recogniser(self._models.path(self._start))
         self._estimate = Estimate(self._plan.steps)
+        self._name = f"{self._row['seq']:04d}-{job[:8]}"
+        self._rival: str | None = None  # the version in use that the model was found better than
 
     def run(self) -> None:
         """Learn, and serve what may be served."""
+        if self._models.exists(self._name):
+            # An earlier attempt was cut off at its end. Judged again, the model might be compared
+            # with itself, for it may be in use by now.
+            self._finish()
+            return
         work = self._settings.data / "work" / self._job
         work.mkdir(parents=True, exist_ok=True)
         self._gathered = now()
@@ -224,6 +231,7 @@ class Training:
         verdict = judge(
             at, [old for old, _ in others.values()], others[served][1], self._settings.old_budget
         )
+        self._rival = served
         point = verdict.chosen or verdict.tried[0]
         model.load_state_dict(between(start, end, point.fraction))
         self._note(
@@ -241,11 +249,10 @@ class Training:
             self._jobs.reject(self._job, f"Nothing is served. {verdict.sentence}")
             return
         self._phase("saving")
-        name = f"{self._row['seq']:04d}-{self._job[:8]}"
         fraction, outcome = 1.0, (
-            f"It is kept as {name} but not served, for {len(material.old_tests)} held-out "
+            f"It is kept as {self._name} but not served, for {len(material.old_tests)} held-out "
             f"recordings of earlier speech with texts are too few to tell what it costs; at least "
-            f"{MIN_OLD_TESTS} are needed. POST /models/{name}/serve serves it all the same."
+            f"{MIN_OLD_TESTS} are needed. {self._by_hand}"
         )  # fmt: skip
         if verdict is not None and verdict.chosen is not None:
             fraction, outcome = verdict.chosen.fraction, verdict.sentence
@@ -253,6 +260,7 @@ class Training:
         results = (self._jobs.get(self._job) or {})["results"]
         about = {
             "parent": self._start,
+            "rival": self._rival,
             "job": self._job,
             "last_seq": self._row["last_seq"],
             "gathered": self._gathered,
@@ -260,14 +268,32 @@ class Training:
             **{key: results.get(key) for key in ("recordings", "before", "after", "fraction")},
             "outcome": outcome,
         }
-        self._models.add(name, self._recogniser.save, about)
+        self._models.add(self._name, self._recogniser.save, about)
+        self._finish()
+
+    def _finish(self) -> None:
+        """Note that the job is done, and put its version into use if that was found to be better
+        than the one in use."""
+        rival = self._models.about(self._name).get("rival")
 
         def serve() -> dict[str, Any]:
-            if verdict is not None:
-                self._models.switch(name)
-            return {"removed": self._models.prune(self._settings.keep_versions)}
+            if rival is not None:
+                self._models.switch(self._name)
+            return {"removed": self._pruned()}
 
-        self._jobs.finish(self._job, name, serve)
+        self._jobs.finish(self._job, self._name, serve)
+
+    @property
+    def _by_hand(self) -> str:
+        return f"POST /models/{self._name}/serve serves it all the same."
+
+    def _pruned(self) -> list[str]:
+        """Return the versions that were removed; one that cannot be is no fault of the training."""
+        try:
+            return self._models.prune(self._settings.keep_versions)
+        except OSError as error:
+            logging.error("Versions that nobody needs cannot be removed: %s.", error.strerror)
+            return []
 
     def _phase(self, name: str) -> None:
         self._check()
