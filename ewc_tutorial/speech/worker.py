@@ -48,6 +48,7 @@ from ewc_tutorial.speech.material import Material, Measured, Reader, split_old, 
 from ewc_tutorial.speech.plan import Plan, usual_lam
 from ewc_tutorial.speech.recogniser import Recogniser
 from ewc_tutorial.speech.runner import INDEX_SECONDS, LOST_INDEX
+from ewc_tutorial.speech.samples import in_memory
 from ewc_tutorial.speech.settings import Settings
 from ewc_tutorial.speech.versions import BASE, IMPORTANCE, Versions
 
@@ -197,6 +198,10 @@ class Training:
             reader.left_out.append(
                 f"Replay: no earlier speech for it has a text, so none is mixed in; λ is {lam:g}."
             )
+        # Both models must hear the same, whatever is deleted between them.
+        tests, new_tests = in_memory(tests), in_memory(new_tests)
+        if not new_tests:
+            raise NotLearnedError("All corrections to measure on were deleted meanwhile.")
         return Material(old, tests, new, new_tests, reader.left_out), importance
 
     def _judge(

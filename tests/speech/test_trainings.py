@@ -17,7 +17,7 @@ import waiting
 
 pytest.importorskip("fastapi", reason="the group 'speech' is not installed")
 
-from ewc_tutorial.speech import runner, trainings
+from ewc_tutorial.speech import runner, trainings, worker
 from ewc_tutorial.speech.base import prepare
 from ewc_tutorial.speech.errors import RefusedError
 from ewc_tutorial.speech.estimate import Estimate
@@ -186,6 +186,21 @@ def test_what_waits_goes_on_after_a_restart(service, processes):
     assert again.jobs.cut_off(jobs[0]) == 0
     assert not stray.exists()
     again.stop()
+
+
+def test_a_correction_to_measure_on_may_be_deleted_meanwhile(service, monkeypatch):
+    job = service.trainings.request(TrainRequest())
+    training = worker.Training(job, service.settings, service._database)
+
+    def learn(*_):
+        for correction in service.corrections.parts(9, service.settings.hold_out)[1]:
+            service.corrections.remove(correction)
+
+    monkeypatch.setattr(worker, "learn", learn)
+    training.run()
+    row = service.jobs.get(job)
+    assert (row["state"], row["results"]["recordings"]["new_for_measuring"]) == ("rejected", 1)
+    assert "no better" in row["error"]
 
 
 def test_each_training_has_an_order_of_its_own(service):
