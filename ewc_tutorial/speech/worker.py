@@ -41,7 +41,6 @@ from ewc_tutorial.speech.database import Database, lock_folder
 from ewc_tutorial.speech.errors import NotLearnedError, StorageError, UnusableStorageError
 from ewc_tutorial.speech.estimate import Estimate
 from ewc_tutorial.speech.folders import recordings_in
-from ewc_tutorial.speech.index import now
 from ewc_tutorial.speech.jobs import Jobs
 from ewc_tutorial.speech.learning import heard_by, learn
 from ewc_tutorial.speech.material import Material, Measured, Reader, split_old, without
@@ -148,7 +147,6 @@ class Training:
             return
         work = self._settings.data / "work" / self._job
         work.mkdir(parents=True, exist_ok=True)
-        self._gathered = now()
         material, importance = self._gather()
         unread = self._plan.unread(len(material.new))
         left_out = [*([unread] if unread else []), *material.left_out]
@@ -268,7 +266,7 @@ class Training:
             "rival": self._rival,
             "job": self._job,
             "last_seq": self._row["last_seq"],
-            "gathered": self._gathered,
+            "gathered": self._row["options"].get("settled", self._row["created"]),
             "plan": self._row["options"]["plan"],
             **{key: results.get(key) for key in ("recordings", "before", "after", "fraction")},
             "outcome": outcome,
