@@ -81,9 +81,7 @@ DAMAGES = {
 
 
 @pytest.mark.parametrize("kind", DAMAGES)
-def test_at_the_start_the_newest_good_version_takes_the_place_of_a_damaged_one(
-    models, kind, caplog
-):
+def test_at_the_start_the_parent_takes_the_place_of_a_damaged_version(models, kind, caplog):
     damage, words = DAMAGES[kind]
     damage(models.path("0002-b"))
     with pytest.raises(UnusableModelError, match=words) as caught:
@@ -94,7 +92,7 @@ def test_at_the_start_the_newest_good_version_takes_the_place_of_a_damaged_one(
         serving.start()
     assert serving.current()[0] == models.current() == "0001-a"
     (record,) = (r for r in caplog.records if r.name.endswith("serving"))
-    assert "The newest good version, 0001-a, is served instead." in record.getMessage()
+    assert "Version 0001-a is served instead." in record.getMessage()
     assert "0002-b" in record.getMessage()
     assert record.exc_info is None
 
@@ -107,7 +105,20 @@ def test_at_the_start_a_pointer_to_nothing_is_put_right(models, pointer):
         path.write_bytes(pointer.encode("utf-8", "surrogateescape"))
     serving = Serving(models)
     serving.start()
-    assert serving.current()[0] == models.current() == "0002-b"
+    assert serving.current()[0] == models.current() == BASE
+
+
+def test_at_the_start_no_version_is_served_that_was_not_in_use_before(models):
+    """Newer ones may have been kept without being served, or rolled back from."""
+    models.switch("0001-a")
+    for name in ("0001-a", BASE):
+        assert models.exists("0002-b")
+        truncated(models.path(name))
+        if name == "0001-a":
+            Serving(models).start()
+            assert models.current() == BASE
+    with pytest.raises(UnusableModelError, match=r"written into .*current\.$"):
+        Serving(models).start()
 
 
 def test_without_any_good_version_the_start_ends_in_one_sentence_each(models):
