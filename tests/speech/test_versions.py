@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import shutil
 import threading
 from contextlib import ExitStack
@@ -16,9 +17,11 @@ pytest.importorskip("transformers", reason="the group 'speech' is not installed"
 
 from safetensors.torch import load_file, save_file
 
+from ewc_tutorial.speech.base import prepare
 from ewc_tutorial.speech.errors import RefusedError, UnusableModelError
 from ewc_tutorial.speech.recogniser import Recogniser
 from ewc_tutorial.speech.serving import MAX_WAITING, Serving
+from ewc_tutorial.speech.settings import Settings
 from ewc_tutorial.speech.versions import BASE, Versions
 
 WAVE = 0.1 * np.random.default_rng(0).standard_normal(8_000).astype(np.float32)
@@ -232,3 +235,19 @@ def test_a_cut_off_addition_leaves_nothing_and_can_be_repeated(models):
     models.add("0003-c", lambda folder: (folder / "whole").write_text("x"), {"parent": BASE})
     assert [p.name for p in models.path("0003-c").iterdir() if p.suffix != ".json"] == ["whole"]
     assert models.names() == ["0003-c", "0002-b", "0001-a", BASE]
+
+
+@pytest.mark.parametrize("worker", ["here", "elsewhere"])
+def test_a_start_leaves_alone_what_a_worker_elsewhere_is_writing(tmp_path, worker):
+    models = Versions(tmp_path / "models")
+    models.add(BASE, lambda folder: None)
+    old, new = models.folder / ".half-0001-a", models.folder / ".half-0002-b"
+    for half in (old, new):
+        half.mkdir()
+        (half / "model.safetensors").write_bytes(b"0")
+    part = models.path(BASE) / ".importance.pt.7.part"
+    part.write_bytes(b"0")
+    for path in (old / "model.safetensors", old, new):
+        os.utime(path, (0, 0))
+    prepare(Settings(data=tmp_path, model="tiny", worker=worker, database="postgresql://x/y"))
+    assert [half.exists() for half in (old, new, part)] == [False, *[worker == "elsewhere"] * 2]
