@@ -89,7 +89,15 @@ class Serving:
                 loaded = self._load(name)
             except UnusableModelError as error:
                 raise RefusedError(str(error), 409) from None
+            before = self._models.current()
             self._models.switch(name)
+            if not self._models.exists(name):
+                self._models.switch(before or BASE)
+                raise RefusedError(
+                    f"Version {name} has just been removed, for newer ones take its place: choose "
+                    "one of GET /models.",
+                    409,
+                )
             self._served, self._refused = (name, loaded), None
 
     @contextmanager

@@ -164,6 +164,23 @@ def test_versions_are_changed_back_and_forth(models):
     assert serving.current()[0] == "0001-a"
 
 
+def test_a_version_that_is_removed_while_it_is_loaded_is_not_put_into_use(models, monkeypatch):
+    serving = Serving(models)
+    serving.start()
+    real = serving._load
+
+    def load(name):
+        loaded = real(name)
+        shutil.rmtree(models.path(name))  # as prune() does, which has just looked at the pointer
+        return loaded
+
+    monkeypatch.setattr(serving, "_load", load)
+    with pytest.raises(RefusedError, match="0001-a has just been removed") as caught:
+        serving.switch("0001-a")
+    assert caught.value.status == 409
+    assert models.current() == serving.current()[0] == "0002-b"
+
+
 def test_a_folder_in_half_precision_is_served_in_full(models):
     change_weights(lambda w: w.update({n: v.half() for n, v in w.items()}))(models.path("0002-b"))
     set_config(dtype="float16")(models.path("0002-b"))
