@@ -280,9 +280,16 @@ class Training:
         rival = self._models.about(self._name).get("rival")
 
         def serve() -> dict[str, Any]:
-            if rival is not None:
+            served = self._models.current() or BASE
+            results: dict[str, Any] = {}
+            if rival is not None and served in (rival, self._name):
                 self._models.switch(self._name)
-            return {"removed": self._pruned()}
+            elif rival is not None:
+                results["outcome"] = (
+                    f"It is kept as {self._name} but not served, for {served} has been put into "
+                    f"use while it was compared with {rival}. {self._by_hand}"
+                )
+            return results | {"removed": self._pruned()}
 
         self._jobs.finish(self._job, self._name, serve)
 

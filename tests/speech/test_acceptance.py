@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import os
+import shutil
 from contextlib import suppress
 from pathlib import Path
 from types import SimpleNamespace
@@ -291,6 +292,27 @@ def world(tmp_path, monkeypatch, indexes):
     run = lambda: worker.Training(job, settings, database).run()  # noqa: E731
     yield SimpleNamespace(models=models, jobs=jobs, job=job, run=run)
     database.close()
+
+
+def test_a_version_that_is_put_into_use_meanwhile_stays_in_use(world, monkeypatch):
+    world.models.add("by-hand", lambda folder: shutil.copy(
+        world.models.path(BASE) / "weights.pt", folder))  # fmt: skip
+    real = worker.judge
+
+    def judge(*args):
+        verdict = real(*args)
+        world.models.switch("by-hand")
+        return verdict
+
+    monkeypatch.setattr(worker, "judge", judge)
+    world.run()
+    row = world.jobs.get(world.job)
+    assert world.models.current() == "by-hand"
+    assert world.models.exists(row["model_after"])
+    assert (
+        "by-hand has been put into use while it was compared with base"
+        in (row["results"]["outcome"])
+    )
 
 
 @pytest.mark.parametrize("end", [Killed(), OSError(28, "No space left on device")])
