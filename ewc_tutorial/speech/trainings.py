@@ -82,6 +82,11 @@ class Trainings:
             self._start_next()
         return job
 
+    def cancel(self, job: str) -> None:
+        """End a training, unless it is finished already."""
+        with self._turn:  # its process may be about to be started
+            self.runner.cancel(job)
+
     def recover(self) -> None:
         """Take up what an earlier end has cut off, or what waits. For the start only."""
         known = self._corrections.trail.rows(TRAINING)

@@ -140,6 +140,8 @@ class Training:
 
     def run(self) -> None:
         """Learn, and serve what may be served."""
+        if self._row["finished"] is not None:  # cancelled before this process had begun
+            return
         if self._models.exists(self._name):
             # An earlier attempt was cut off at its end. Judged again, the model might be compared
             # with itself, for it may be in use by now.

@@ -7,6 +7,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -144,6 +145,34 @@ def test_a_request_does_not_give_up_a_training_that_is_about_to_begin(service, m
         service.trainings.request(TrainRequest(lam=1))
         first.result()
     assert states(service) == ["queued", "waiting"]
+
+
+def test_a_training_is_cancelled_while_its_process_is_started(service, processes, monkeypatch):
+    start = service.trainings.runner._start
+    starting = threading.Event()
+
+    def slow(job):
+        starting.set()
+        time.sleep(0.3)
+        start(job)
+
+    monkeypatch.setattr(service.trainings.runner, "_start", slow)
+    with ThreadPoolExecutor() as pool:
+        requested = pool.submit(service.trainings.request, TrainRequest())
+        assert starting.wait(20)
+        service.trainings.cancel(service.jobs.unfinished())
+        requested.result()
+    assert states(service) == ["cancelled"]
+    assert [process.poll() is None for process in processes] == [False]
+
+
+def test_a_process_does_nothing_for_a_training_that_was_cancelled(service, monkeypatch):
+    job = service.trainings.request(TrainRequest())
+    service.trainings.cancel(job)
+    monkeypatch.setattr(worker, "learn", None)
+    worker.Training(job, service.settings, service._database).run()
+    assert states(service) == ["cancelled"]
+    assert service.jobs.get(job)["results"] == {}
 
 
 def test_the_same_request_twice_at_once_is_one_training(service, monkeypatch):
