@@ -12,6 +12,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import waiting
@@ -20,7 +21,8 @@ pytest.importorskip("fastapi", reason="the group 'speech' is not installed")
 
 from ewc_tutorial.speech import runner, trainings, worker
 from ewc_tutorial.speech.base import prepare
-from ewc_tutorial.speech.errors import RefusedError
+from ewc_tutorial.speech.client import RunningService
+from ewc_tutorial.speech.errors import AlreadyServedError, RefusedError
 from ewc_tutorial.speech.estimate import Estimate
 from ewc_tutorial.speech.messages import TrainRequest
 from ewc_tutorial.speech.plan import Plan, steps_for
@@ -312,6 +314,12 @@ def test_a_killed_training_can_be_cancelled_before_it_goes_on(service, processes
     assert processes[0].job == job
     assert len(processes) == 2
     assert states(service) == ["cancelled", "queued"]
+
+
+def test_a_program_waits_for_a_training_that_waits_for_its_turn():
+    states = [{"state": state, "error": None} for state in ("waiting", "queued", "running", "done")]
+    seen = SimpleNamespace(job=lambda job: states.pop(0))
+    assert RunningService.wait(seen, "x")["state"] == "done"
 
 
 def test_the_time_left_is_that_of_the_steps_and_of_hearing():
