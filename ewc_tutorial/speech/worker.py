@@ -38,7 +38,12 @@ from ewc_tutorial.speech.acceptance import (
 )
 from ewc_tutorial.speech.corrections import Corrections
 from ewc_tutorial.speech.database import Database, lock_folder
-from ewc_tutorial.speech.errors import NotLearnedError, StorageError, UnusableStorageError
+from ewc_tutorial.speech.errors import (
+    AlreadyServedError,
+    NotLearnedError,
+    StorageError,
+    UnusableStorageError,
+)
 from ewc_tutorial.speech.estimate import Estimate
 from ewc_tutorial.speech.folders import recordings_in
 from ewc_tutorial.speech.jobs import Jobs
@@ -46,7 +51,7 @@ from ewc_tutorial.speech.learning import heard_by, learn
 from ewc_tutorial.speech.material import Material, Measured, Reader, split_old, without
 from ewc_tutorial.speech.plan import Plan, usual_lam
 from ewc_tutorial.speech.recogniser import Recogniser
-from ewc_tutorial.speech.runner import INDEX_SECONDS, LOST_INDEX
+from ewc_tutorial.speech.runner import INDEX_SECONDS, LOST_INDEX, OCCUPIED
 from ewc_tutorial.speech.samples import in_memory
 from ewc_tutorial.speech.settings import Settings
 from ewc_tutorial.speech.versions import BASE, IMPORTANCE, Versions
@@ -76,10 +81,13 @@ def main() -> None:
         torch.set_num_threads(settings.threads)
     database = Database(settings.index, INDEX_SECONDS)
     # A predecessor that is just ending has it for a moment longer.
-    if database.on_server:
-        lock = database.hold("worker", seconds=120.0)
-    else:
-        lock = lock_folder(settings.data, "worker.lock", seconds=60.0)
+    try:
+        if database.on_server:
+            lock = database.hold("worker", seconds=120.0)
+        else:
+            lock = lock_folder(settings.data, "worker.lock", seconds=60.0)
+    except AlreadyServedError:
+        sys.exit(OCCUPIED)
     jobs = Jobs(database)
     try:
         Training(job, settings, database, lambda: still_held(lock)).run()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+import json
 import os
 import shutil
 import signal
@@ -286,6 +288,39 @@ def test_a_process_that_is_killed_goes_on(service, processes, number):
     wait_for(lambda: states(service) == ["failed"])
     assert "cut off 3 times" in service.jobs.get(job)["error"]
     assert len(processes) == 3
+
+
+def test_a_process_that_finds_another_at_work_tries_again_and_fails_nothing(
+    service, start_trainings_by, tmp_path
+):
+    codes = [runner.OCCUPIED] * (runner.MAX_ATTEMPTS + 1)
+
+    def start(command, **options):
+        code = f"import sys; sys.stdin.readline(); sys.exit({codes.pop() if codes else 0})"
+        return subprocess.Popen([sys.executable, "-c", code], **options)
+
+    start_trainings_by(start)
+    job = service.trainings.request(TrainRequest())
+    wait_for(lambda: not codes)
+    assert states(service) == ["queued"]
+    assert service.jobs.cut_off(job) == 0
+
+
+def test_a_worker_that_finds_another_at_work_says_so(service, monkeypatch):
+    def held(*_, **__):
+        raise AlreadyServedError("Another one works.")
+
+    line = json.dumps(service.settings.to_worker())
+    monkeypatch.setattr(worker, "sys", SimpleNamespace(
+        argv=["worker", "0" * 32], stdin=io.StringIO(f"{line}\n"), exit=sys.exit))  # fmt: skip
+    monkeypatch.setattr(worker, "_end_with_the_server", lambda: None)
+    monkeypatch.setattr(worker, "os", SimpleNamespace(umask=lambda _: None))
+    monkeypatch.setattr(worker.torch, "set_num_threads", lambda _: None)
+    monkeypatch.setattr(worker, "lock_folder", held)
+    monkeypatch.setattr(worker.Database, "hold", held)
+    with pytest.raises(SystemExit) as caught:
+        worker.main()
+    assert caught.value.code == runner.OCCUPIED
 
 
 @pytest.mark.skipif(os.name == "nt", reason="Windows has no such signals")
