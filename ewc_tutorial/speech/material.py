@@ -135,6 +135,14 @@ def without(recordings: Sequence[Recording], others: Sequence[Recording]) -> lis
     return [pair for pair in recordings if digests.get(pair[0]) not in {None, *sounds}]
 
 
+def some(recordings: Sequence[Recording], n: int) -> list[Recording]:
+    """Return ``n`` recordings at most. Which ones depends on their content alone, so it hardly
+    changes when others come or go."""
+    digests: Mapping[Any, str] = _digests(recordings)
+    here = [pair for pair in recordings if pair[0] in digests]
+    return sorted(here, key=lambda pair: digests[pair[0]])[:n]
+
+
 @dataclass(frozen=True)
 class Measured:
     """What an importance was measured on, kept beside it as ``importance.json``.

@@ -48,7 +48,7 @@ from ewc_tutorial.speech.estimate import Estimate
 from ewc_tutorial.speech.folders import recordings_in
 from ewc_tutorial.speech.jobs import Jobs
 from ewc_tutorial.speech.learning import heard_by, learn
-from ewc_tutorial.speech.material import Material, Measured, Reader, split_old, without
+from ewc_tutorial.speech.material import Material, Measured, Reader, some, split_old, without
 from ewc_tutorial.speech.plan import Plan, usual_lam
 from ewc_tutorial.speech.recogniser import Recogniser
 from ewc_tutorial.speech.runner import INDEX_SECONDS, LOST_INDEX, OCCUPIED
@@ -207,7 +207,7 @@ class Training:
                 f"Replay: no earlier speech for it has a text, so none is mixed in; λ is {lam:g}."
             )
         # Both models must hear the same, whatever is deleted between them.
-        tests, new_tests = in_memory(tests), in_memory(new_tests)
+        tests, new_tests = in_memory(tests), in_memory(some(new_tests, settings.max_tests))
         if not new_tests:
             raise NotLearnedError("All corrections to measure on were deleted meanwhile.")
         return Material(old, tests, new, new_tests, reader.left_out), importance

@@ -14,7 +14,7 @@ from ewc_tutorial.speech import audio, synthetic
 from ewc_tutorial.speech.errors import NotLearnedError, RefusedError
 from ewc_tutorial.speech.folders import recordings_in
 from ewc_tutorial.speech.learning import Plan
-from ewc_tutorial.speech.material import Measured, Reader, split_old, without
+from ewc_tutorial.speech.material import Measured, Reader, some, split_old, without
 from ewc_tutorial.speech.recogniser import Recogniser
 from ewc_tutorial.speech.samples import in_memory
 
@@ -141,6 +141,15 @@ def test_what_is_deleted_while_it_is_looked_at_is_left_out(folder, recogniser):
     old, tests, _, _ = split(folder, recogniser)
     assert split_old([*gone, *old, *tests], 100, PLAN, None)[:2] == (old, tests)
     assert [text for _, text in in_memory([*gone, *others])] == [text for _, text in others]
+
+
+def test_some_recordings_are_the_same_whatever_their_order_and_others(folder, recogniser):
+    kept = pairs(folder, recogniser)
+    few = some(kept, 4)
+    assert some(kept[::-1], 4) == few
+    others = [pair for pair in kept if pair not in few]
+    assert some([*others[:3], *few], 4) == few
+    assert sorted(map(str, some(kept, 99))) == sorted(map(str, kept))
 
 
 def test_a_stored_importance_is_used_while_nothing_new_is_there(folder, recogniser, tmp_path):

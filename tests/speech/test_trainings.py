@@ -236,6 +236,17 @@ def test_a_correction_to_measure_on_may_be_deleted_meanwhile(service, monkeypatc
     assert "no better" in row["error"]
 
 
+def test_a_training_measures_on_no_more_corrections_than_it_may(service, new_speech):
+    for path, text in new_speech[6:9]:
+        with path.open("rb") as sound:
+            service.corrections.add(sound, text)
+    job = service.trainings.request(TrainRequest())
+    settings = service.settings.model_copy(update={"max_tests": 1})
+    material, _ = worker.Training(job, settings, service._database)._gather()
+    assert len(service.corrections.parts(9, settings.hold_out)[1]) == 2
+    assert (len(material.new), len(material.new_tests), len(material.old_tests)) == (7, 1, 1)
+
+
 def test_each_training_has_an_order_of_its_own(service):
     jobs = []
     for lam in range(2):
