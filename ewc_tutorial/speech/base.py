@@ -47,7 +47,7 @@ def prepare(settings: Settings) -> None:
         SystemExit: the model that the settings name cannot be had; its message is one sentence.
     """
     models = Versions(settings.data / "models")
-    models.recover()
+    models.recover(settings.worker == "elsewhere")
     wanted, here = settings.model, bool(models.names())
     if here and models.about(BASE).get("instead_of") != wanted:
         _say_if_another_is_wanted(models, wanted)

@@ -86,7 +86,7 @@ class RunningService:
             TimeoutError: it is not over after ``seconds``.
         """
         deadline = time.monotonic() + seconds
-        while (state := self.job(job))["state"] in ("queued", "running"):
+        while (state := self.job(job))["state"] in ("waiting", "queued", "running"):
             if time.monotonic() > deadline:
                 raise TimeoutError(f"Training {job} is still in the phase {state['phase']!r}.")
             time.sleep(0.1)

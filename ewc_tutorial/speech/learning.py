@@ -38,7 +38,10 @@ def evaluate(recogniser: Recogniser, recordings: Sequence[Recording]) -> float:
 
 def heard_by(recogniser: Recogniser, recordings: Sequence[Recording]) -> Heard:
     """Return what a model makes of recordings with texts."""
-    heard = recogniser.transcribe([wave_of(sound) for sound, _ in recordings])
+    heard: list[str] = []
+    for start in range(0, len(recordings), _BATCH):
+        part = recordings[start : start + _BATCH]
+        heard += recogniser.transcribe([wave_of(sound) for sound, _ in part])
     return Heard.of([text or "" for _, text in recordings], heard)
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from functools import cache
 from pathlib import Path
@@ -118,10 +119,28 @@ def _digest(path: Path, *_: int) -> str:
     return audio.fingerprint(audio.read(path))[:24]
 
 
+def _digests(recordings: Iterable[Recording]) -> dict[Path, str]:
+    """Return what stands for each recording, but for those that were deleted meanwhile."""
+    found = {}
+    for path, _ in recordings:
+        if isinstance(path, Path):
+            with suppress(OSError, RefusedError):
+                found[path] = digest(path)
+    return found
+
+
 def without(recordings: Sequence[Recording], others: Sequence[Recording]) -> list[Recording]:
     """Return the recordings whose sound is not among others: nothing is learned and measured on."""
-    sounds = {digest(path) for path, _ in others}
-    return [pair for pair in recordings if digest(pair[0]) not in sounds]
+    digests, sounds = _digests(recordings), set(_digests(others).values())
+    return [pair for pair in recordings if digests.get(pair[0]) not in {None, *sounds}]
+
+
+def some(recordings: Sequence[Recording], n: int) -> list[Recording]:
+    """Return ``n`` recordings at most. Which ones depends on their content alone, so it hardly
+    changes when others come or go."""
+    digests: Mapping[Any, str] = _digests(recordings)
+    here = [pair for pair in recordings if pair[0] in digests]
+    return sorted(here, key=lambda pair: digests[pair[0]])[:n]
 
 
 @dataclass(frozen=True)
@@ -178,7 +197,8 @@ def split_old(
         What importance is measured on, what to measure on, the record for it, and whether the
         stored importance will do.
     """
-    digests: Mapping[Path, str] = {path: digest(path) for path, _ in old if isinstance(path, Path)}
+    digests: Mapping[Any, str] = _digests(old)
+    old = [pair for pair in old if pair[0] in digests]
     order = sorted(old, key=lambda pair: (digests[pair[0]], str(pair[0])))
     if known is not None and known.kind == Measured.kind_of(plan):
         seen, kept_out = set(known.old), set(known.old_tests)

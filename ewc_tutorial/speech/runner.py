@@ -26,6 +26,9 @@ INDEX_SECONDS = 600.0
 #: What its process ends with where that was in vain, or a connection broke in the middle.
 LOST_INDEX = 75
 
+#: And where another process still works on a training.
+OCCUPIED = 76
+
 #: So often a job that was cut off is taken up again.
 MAX_ATTEMPTS = 3
 #: Before that: whoever ended the process may be about to end the server, too.
@@ -153,8 +156,12 @@ class Runner:
         code = process.wait()
         if job in self._expected:
             return
-        if (code < 0 or code == LOST_INDEX) and job == self._patient.unfinished():
-            self._after_a_kill(-code, job)
+        if (code < 0 or code in (LOST_INDEX, OCCUPIED)) and job == self._patient.unfinished():
+            if code == OCCUPIED:  # perhaps on this very one, cut off from those who watched it
+                _log.warning("Training %s waits for another process that still works.", job)
+            else:
+                self._note_a_kill(-code, job)
+            self._go_on(job)
             return
         if code:
             # A sentence that the worker itself has left stays: a finished job is not changed.
@@ -165,7 +172,7 @@ class Runner:
         self._tidy(job)
         self._on_over()
 
-    def _after_a_kill(self, number: int, job: str) -> None:
+    def _note_a_kill(self, number: int, job: str) -> None:
         if number > 0:
             _log.error("The process of training %s was ended by signal %d.", job, number)
         else:
@@ -173,6 +180,8 @@ class Runner:
         if number in (signal.SIGTERM, signal.SIGINT, -LOST_INDEX):
             self._patient.put_back(job)
         self._kills[job] += 1
+
+    def _go_on(self, job: str) -> None:
         if self._stopping.wait(PAUSE_SECONDS) or job != self._patient.unfinished():
             return
         try:

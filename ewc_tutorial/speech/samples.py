@@ -24,6 +24,17 @@ def wave_of(sound: Path | np.ndarray) -> np.ndarray:
     return sound if isinstance(sound, np.ndarray) else audio.read(sound)
 
 
+def in_memory(recordings: Sequence[Recording]) -> list[Recording]:
+    """Return recordings with their samples, but for those that can no longer be read."""
+    found: list[Recording] = []
+    for sound, text in recordings:
+        try:
+            found.append((wave_of(sound), text))
+        except RefusedError as error:
+            _log.warning("%s is passed over: %s", sound, error.sentence)
+    return found
+
+
 class Samples(Dataset):
     """Recordings as a data set of what the model takes, read when they are asked for."""
 

@@ -11,7 +11,7 @@ import numpy as np
 
 from ewc_tutorial.speech.errors import RefusedError, UnusableModelError
 from ewc_tutorial.speech.recogniser import Recogniser
-from ewc_tutorial.speech.versions import Versions
+from ewc_tutorial.speech.versions import BASE, Versions
 
 #: So many transcriptions wait for the one under way; more are refused.
 MAX_WAITING = 16
@@ -35,14 +35,16 @@ class Serving:
         self._refused: str | None = None
 
     def start(self) -> None:
-        """Load the version in use, or else the newest good one, and say so.
+        """Load the version in use, or else the nearest good one that it comes from, and say so.
+
+        Others may never have been fit for use, or were taken out of it.
 
         Raises:
             UnusableModelError: no version can be loaded.
         """
-        wanted = self._models.current()
+        wanted = self._models.current() or ""
         why = []
-        for name in dict.fromkeys([wanted or "", *self._models.names()]):
+        for name in dict.fromkeys([wanted, *self._models.line(wanted), BASE]):
             try:
                 self._served = (name, self._load(name))
             except UnusableModelError as error:
@@ -50,9 +52,12 @@ class Serving:
                 continue
             if why:
                 self._models.switch(name)
-                _log.error("%s The newest good version, %s, is served instead.", why[0], name)
+                _log.error("%s Version %s is served instead.", why[0], name)
             return
-        raise UnusableModelError(f"No model can be served. {' '.join(why)}")
+        raise UnusableModelError(
+            f"No model can be served. {' '.join(why)} The name of another version can be written "
+            f"into {self._models.folder / 'current'}."
+        )
 
     def current(self) -> tuple[str, Recogniser]:
         """Return the version in use and its model, loaded anew if another one is wanted."""
@@ -84,7 +89,15 @@ class Serving:
                 loaded = self._load(name)
             except UnusableModelError as error:
                 raise RefusedError(str(error), 409) from None
+            before = self._models.current()
             self._models.switch(name)
+            if not self._models.exists(name):
+                self._models.switch(before or BASE)
+                raise RefusedError(
+                    f"Version {name} has just been removed, for newer ones take its place: choose "
+                    "one of GET /models.",
+                    409,
+                )
             self._served, self._refused = (name, loaded), None
 
     @contextmanager

@@ -11,6 +11,7 @@ from ewc_tutorial.speech.corrections import Corrections
 from ewc_tutorial.speech.disk import DISK_ERRORS, disk_problem
 from ewc_tutorial.speech.errors import RefusedError
 from ewc_tutorial.speech.folders import recordings_in
+from ewc_tutorial.speech.index import now
 from ewc_tutorial.speech.jobs import Jobs
 from ewc_tutorial.speech.messages import TrainRequest
 from ewc_tutorial.speech.plan import Plan, steps_for, usual_lam
@@ -80,6 +81,11 @@ class Trainings:
             job = self._jobs.create(*self._settled(wish, 1))
             self._start_next()
         return job
+
+    def cancel(self, job: str) -> None:
+        """End a training, unless it is finished already."""
+        with self._turn:  # its process may be about to be started
+            self.runner.cancel(job)
 
     def recover(self) -> None:
         """Take up what an earlier end has cut off, or what waits. For the start only."""
@@ -157,7 +163,10 @@ class Trainings:
         if "steps" not in plan:
             n_new = len(self._corrections.parts(last_seq, self._hold_out)[0])
             plan["steps"] = steps_for(n_new, Plan(**plan).new_per_batch)
-        return {"plan": plan, "wish": wish.model_dump()}, last_seq, self._start_of(wish)
+        # By the clock that deletions go by, and before the worker looks: what is deleted later may
+        # have been learned, also by an attempt that was cut off.
+        options = {"plan": plan, "wish": wish.model_dump(), "settled": now()}
+        return options, last_seq, self._start_of(wish)
 
     def _start_of(self, wish: TrainRequest) -> str:
         return BASE if wish.start == "base" else self._serving.current()[0]

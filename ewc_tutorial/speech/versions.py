@@ -13,11 +13,14 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import os
 import re
 import shutil
 import tarfile
+import time
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +31,8 @@ IMPORTANCE = "importance.pt"
 _ABOUT = "version.json"
 _HALF = ".half-"
 _CHUNK = 2**20
+#: So old is half a version that nobody writes any more.
+HALF_SECONDS = 3600.0
 _log = logging.getLogger(__name__)
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 
@@ -173,13 +178,20 @@ class Versions:
         self._removed.unlink(missing_ok=True)
         return names
 
-    def recover(self) -> None:
-        """Delete versions that were cut off while being written. For the start only."""
-        for path in self.folder.iterdir():
-            if path.name.startswith("."):
+    def recover(self, elsewhere: bool = False) -> None:
+        """Delete what was cut off while being written. For the start only.
+
+        Args:
+            elsewhere: a worker on another machine may be writing: what has changed within
+                :data:`HALF_SECONDS` is left alone.
+        """
+        latest = time.time() - HALF_SECONDS if elsewhere else math.inf
+        halves = [path for path in self.folder.iterdir() if path.name.startswith(".")]
+        for path in [*halves, *self.folder.glob("[!.]*/.*.part")]:
+            with suppress(FileNotFoundError):  # that worker may be done with it meanwhile
+                if max(p.stat().st_mtime for p in (path, *path.rglob("*"))) > latest:
+                    continue
                 shutil.rmtree(path) if path.is_dir() else path.unlink()
-        for path in self.folder.glob("*/.*.part"):
-            path.unlink()
 
 
 def _read(path: Path) -> dict[str, Any]:

@@ -38,16 +38,21 @@ from ewc_tutorial.speech.acceptance import (
 )
 from ewc_tutorial.speech.corrections import Corrections
 from ewc_tutorial.speech.database import Database, lock_folder
-from ewc_tutorial.speech.errors import NotLearnedError, StorageError, UnusableStorageError
+from ewc_tutorial.speech.errors import (
+    AlreadyServedError,
+    NotLearnedError,
+    StorageError,
+    UnusableStorageError,
+)
 from ewc_tutorial.speech.estimate import Estimate
 from ewc_tutorial.speech.folders import recordings_in
-from ewc_tutorial.speech.index import now
 from ewc_tutorial.speech.jobs import Jobs
 from ewc_tutorial.speech.learning import heard_by, learn
-from ewc_tutorial.speech.material import Material, Measured, Reader, split_old, without
+from ewc_tutorial.speech.material import Material, Measured, Reader, some, split_old, without
 from ewc_tutorial.speech.plan import Plan, usual_lam
 from ewc_tutorial.speech.recogniser import Recogniser
-from ewc_tutorial.speech.runner import INDEX_SECONDS, LOST_INDEX
+from ewc_tutorial.speech.runner import INDEX_SECONDS, LOST_INDEX, OCCUPIED
+from ewc_tutorial.speech.samples import in_memory
 from ewc_tutorial.speech.settings import Settings
 from ewc_tutorial.speech.versions import BASE, IMPORTANCE, Versions
 
@@ -76,10 +81,13 @@ def main() -> None:
         torch.set_num_threads(settings.threads)
     database = Database(settings.index, INDEX_SECONDS)
     # A predecessor that is just ending has it for a moment longer.
-    if database.on_server:
-        lock = database.hold("worker", seconds=120.0)
-    else:
-        lock = lock_folder(settings.data, "worker.lock", seconds=60.0)
+    try:
+        if database.on_server:
+            lock = database.hold("worker", seconds=120.0)
+        else:
+            lock = lock_folder(settings.data, "worker.lock", seconds=60.0)
+    except AlreadyServedError:
+        sys.exit(OCCUPIED)
     jobs = Jobs(database)
     try:
         Training(job, settings, database, lambda: still_held(lock)).run()
@@ -135,12 +143,20 @@ class Training:
         self._plan = Plan(**self._row["options"]["plan"])
         self._recogniser = Recogniser(self._models.path(self._start))
         self._estimate = Estimate(self._plan.steps)
+        self._name = f"{self._row['seq']:04d}-{job[:8]}"
+        self._rival: str | None = None  # the version in use that the model was found better than
 
     def run(self) -> None:
         """Learn, and serve what may be served."""
+        if self._row["finished"] is not None:  # cancelled before this process had begun
+            return
+        if self._models.exists(self._name):
+            # An earlier attempt was cut off at its end. Judged again, the model might be compared
+            # with itself, for it may be in use by now.
+            self._finish()
+            return
         work = self._settings.data / "work" / self._job
         work.mkdir(parents=True, exist_ok=True)
-        self._gathered = now()
         material, importance = self._gather()
         unread = self._plan.unread(len(material.new))
         left_out = [*([unread] if unread else []), *material.left_out]
@@ -190,6 +206,10 @@ class Training:
             reader.left_out.append(
                 f"Replay: no earlier speech for it has a text, so none is mixed in; λ is {lam:g}."
             )
+        # Both models must hear the same, whatever is deleted between them.
+        tests, new_tests = in_memory(tests), in_memory(some(new_tests, settings.max_tests))
+        if not new_tests:
+            raise NotLearnedError("All corrections to measure on were deleted meanwhile.")
         return Material(old, tests, new, new_tests, reader.left_out), importance
 
     def _judge(
@@ -224,6 +244,7 @@ class Training:
         verdict = judge(
             at, [old for old, _ in others.values()], others[served][1], self._settings.old_budget
         )
+        self._rival = served
         point = verdict.chosen or verdict.tried[0]
         model.load_state_dict(between(start, end, point.fraction))
         self._note(
@@ -241,11 +262,10 @@ class Training:
             self._jobs.reject(self._job, f"Nothing is served. {verdict.sentence}")
             return
         self._phase("saving")
-        name = f"{self._row['seq']:04d}-{self._job[:8]}"
         fraction, outcome = 1.0, (
-            f"It is kept as {name} but not served, for {len(material.old_tests)} held-out "
+            f"It is kept as {self._name} but not served, for {len(material.old_tests)} held-out "
             f"recordings of earlier speech with texts are too few to tell what it costs; at least "
-            f"{MIN_OLD_TESTS} are needed. POST /models/{name}/serve serves it all the same."
+            f"{MIN_OLD_TESTS} are needed. {self._by_hand}"
         )  # fmt: skip
         if verdict is not None and verdict.chosen is not None:
             fraction, outcome = verdict.chosen.fraction, verdict.sentence
@@ -253,21 +273,47 @@ class Training:
         results = (self._jobs.get(self._job) or {})["results"]
         about = {
             "parent": self._start,
+            "rival": self._rival,
             "job": self._job,
             "last_seq": self._row["last_seq"],
-            "gathered": self._gathered,
+            "gathered": self._row["options"].get("settled", self._row["created"]),
             "plan": self._row["options"]["plan"],
             **{key: results.get(key) for key in ("recordings", "before", "after", "fraction")},
             "outcome": outcome,
         }
-        self._models.add(name, self._recogniser.save, about)
+        self._models.add(self._name, self._recogniser.save, about)
+        self._finish()
+
+    def _finish(self) -> None:
+        """Note that the job is done, and put its version into use if that was found to be better
+        than the one in use."""
+        rival = self._models.about(self._name).get("rival")
 
         def serve() -> dict[str, Any]:
-            if verdict is not None:
-                self._models.switch(name)
-            return {"removed": self._models.prune(self._settings.keep_versions)}
+            served = self._models.current() or BASE
+            results: dict[str, Any] = {}
+            if rival is not None and served in (rival, self._name):
+                self._models.switch(self._name)
+            elif rival is not None:
+                results["outcome"] = (
+                    f"It is kept as {self._name} but not served, for {served} has been put into "
+                    f"use while it was compared with {rival}. {self._by_hand}"
+                )
+            return results | {"removed": self._pruned()}
 
-        self._jobs.finish(self._job, name, serve)
+        self._jobs.finish(self._job, self._name, serve)
+
+    @property
+    def _by_hand(self) -> str:
+        return f"POST /models/{self._name}/serve serves it all the same."
+
+    def _pruned(self) -> list[str]:
+        """Return the versions that were removed; one that cannot be is no fault of the training."""
+        try:
+            return self._models.prune(self._settings.keep_versions)
+        except OSError as error:
+            logging.error("Versions that nobody needs cannot be removed: %s.", error.strerror)
+            return []
 
     def _phase(self, name: str) -> None:
         self._check()

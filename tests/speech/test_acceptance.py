@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import itertools
 import os
+import shutil
+from contextlib import suppress
 from pathlib import Path
 from types import SimpleNamespace
 from unittest import mock
@@ -259,3 +261,77 @@ def test_of_a_hundred_bad_trainings_none_over_budget_is_served(tmp_path, monkeyp
     assert states.count("done") == len(costs) > 20
     assert states.count("rejected") > 20
     assert states.count("failed") >= 10
+
+
+class Killed(BaseException):
+    pass
+
+
+@pytest.fixture
+def world(tmp_path, monkeypatch, indexes):
+    """A training that is good for the new voice, but for the parts that a test replaces."""
+    torch.manual_seed(0)
+    old, new = voice(0.0, 200, 1), voice(0.7, 40, 2)
+    material = Material([], voice(0.0, 60, 3), new, voice(0.7, 30, 4), [])
+    base = SimpleNamespace(model=torch.nn.Linear(N_FEATURES, len(WORDS) + 1))
+    train(base.model, old, 300, 0.5)
+    models, database = Versions(tmp_path / "models"), Database(indexes.place(tmp_path))
+    models.add(BASE, lambda folder: torch.save(base.model.state_dict(), folder / "weights.pt"))
+    models.switch(BASE)
+
+    def learn(recogniser, old, new, *_):
+        train(recogniser.model, new, 60, 0.5)
+
+    monkeypatch.setattr(worker, "Recogniser", LinearRecogniser)
+    monkeypatch.setattr(worker, "heard_by", hear)
+    monkeypatch.setattr(worker, "learn", learn)
+    monkeypatch.setattr(worker.Training, "_gather", lambda self: (material, tmp_path / "f.pt"))
+    jobs = Jobs(database)
+    job = jobs.create({"plan": {"steps": 60}, "settled": "2001-02-03"}, 1, BASE)
+    settings = Settings(data=tmp_path, old_budget=100.0)
+    run = lambda: worker.Training(job, settings, database).run()  # noqa: E731
+    yield SimpleNamespace(models=models, jobs=jobs, job=job, run=run)
+    database.close()
+
+
+def test_a_version_that_is_put_into_use_meanwhile_stays_in_use(world, monkeypatch):
+    world.models.add("by-hand", lambda folder: shutil.copy(
+        world.models.path(BASE) / "weights.pt", folder))  # fmt: skip
+    real = worker.judge
+
+    def judge(*args):
+        verdict = real(*args)
+        world.models.switch("by-hand")
+        return verdict
+
+    monkeypatch.setattr(worker, "judge", judge)
+    world.run()
+    row = world.jobs.get(world.job)
+    assert world.models.current() == "by-hand"
+    assert world.models.exists(row["model_after"])
+    assert (
+        "by-hand has been put into use while it was compared with base"
+        in (row["results"]["outcome"])
+    )
+
+
+@pytest.mark.parametrize("end", [Killed(), OSError(28, "No space left on device")])
+def test_a_training_that_is_cut_off_at_its_end_is_not_judged_against_itself(
+    world, monkeypatch, end
+):
+    def cut_off(self, newest):
+        raise end
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Versions, "prune", cut_off)
+        with suppress(Killed):
+            world.run()
+    if isinstance(end, Killed):
+        assert world.jobs.get(world.job)["state"] == "running"
+        world.run()
+    row = world.jobs.get(world.job)
+    assert (row["state"], row["error"], row["results"]["fraction"]) == ("done", None, 1.0)
+    assert row["model_after"] == world.models.current() != BASE
+    assert row["results"]["removed"] == []
+    # What was deleted since then may have been learned, by the first attempt.
+    assert world.models.about(row["model_after"])["gathered"] == "2001-02-03"

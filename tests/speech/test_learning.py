@@ -11,7 +11,7 @@ pytest.importorskip("jiwer", reason="the group 'speech' is not installed")
 
 from ewc_tutorial.speech import synthetic
 from ewc_tutorial.speech.errors import RefusedError
-from ewc_tutorial.speech.learning import Plan, evaluate, learn
+from ewc_tutorial.speech.learning import Plan, evaluate, heard_by, learn
 from ewc_tutorial.speech.recogniser import Recogniser, word_error_rate
 
 PLAN = Plan(
@@ -111,6 +111,18 @@ def test_a_text_needs_room_in_its_recording(recogniser):
     recogniser.check_room("ad" * (frames // 2), 0.2)
     with pytest.raises(RefusedError):
         recogniser.check_room("a" * (frames // 2 + 2), 0.2)
+
+
+def test_recordings_are_heard_a_few_at_a_time(recogniser, old, monkeypatch):
+    whole, sizes, real = heard_by(recogniser, old * 3), [], recogniser.transcribe
+
+    def transcribe(waves):
+        sizes.append(len(waves))
+        return real(waves)
+
+    monkeypatch.setattr(recogniser, "transcribe", transcribe)
+    assert heard_by(recogniser, old * 3).errors.tolist() == whole.errors.tolist()
+    assert sizes == [8, 8, 8, 3]
 
 
 def test_padding_changes_no_transcript(recogniser, old):

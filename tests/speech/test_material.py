@@ -14,8 +14,9 @@ from ewc_tutorial.speech import audio, synthetic
 from ewc_tutorial.speech.errors import NotLearnedError, RefusedError
 from ewc_tutorial.speech.folders import recordings_in
 from ewc_tutorial.speech.learning import Plan
-from ewc_tutorial.speech.material import Measured, Reader, split_old, without
+from ewc_tutorial.speech.material import Measured, Reader, some, split_old, without
 from ewc_tutorial.speech.recogniser import Recogniser
+from ewc_tutorial.speech.samples import in_memory
 
 PLAN = Plan(fisher_samples=20)
 
@@ -128,6 +129,27 @@ def test_one_sound_is_not_measured_and_learned_from_in_two_formats(folder, recog
     soundfile.write(correction, *soundfile.read(tests[0][0]))
     left = without(tests, [(correction, "old lion")])
     assert {p.stem for p, _ in left} == {p.stem for p, _ in tests} - {tests[0][0].stem}
+
+
+def test_what_is_deleted_while_it_is_looked_at_is_left_out(folder, recogniser):
+    kept = pairs(folder, recogniser)
+    gone, others = kept[:2], kept[2:]
+    for path, _ in gone:
+        path.unlink()
+    assert without(kept, others[:1]) == others[1:]
+    assert without(others, kept[:3]) == others[1:]
+    old, tests, _, _ = split(folder, recogniser)
+    assert split_old([*gone, *old, *tests], 100, PLAN, None)[:2] == (old, tests)
+    assert [text for _, text in in_memory([*gone, *others])] == [text for _, text in others]
+
+
+def test_some_recordings_are_the_same_whatever_their_order_and_others(folder, recogniser):
+    kept = pairs(folder, recogniser)
+    few = some(kept, 4)
+    assert some(kept[::-1], 4) == few
+    others = [pair for pair in kept if pair not in few]
+    assert some([*others[:3], *few], 4) == few
+    assert sorted(map(str, some(kept, 99))) == sorted(map(str, kept))
 
 
 def test_a_stored_importance_is_used_while_nothing_new_is_there(folder, recogniser, tmp_path):

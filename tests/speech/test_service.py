@@ -8,6 +8,7 @@ import hashlib
 import io
 import os
 import re
+import shutil
 import socket
 import sqlite3
 import tarfile
@@ -469,6 +470,26 @@ def inside(tmp_path_factory, settings):
     there = {"base_url": "http://localhost", "client": ("127.0.0.1", 5)}
     with TestClient(create_app(read), **there, raise_server_exceptions=False) as client:
         yield client
+
+
+def test_deletions_name_the_models_that_may_have_learned_and_their_descendants(inside, wav):
+    models = inside.app.state.service.models
+    sent = upload(inside, wav(seconds=0.7, seed=42).read_bytes(), "old lion").json()
+    one = f"/corrections/{sent['id']}"
+    settled = {"9": sent["created"], "8": "9999", "7": "9999", "6": sent["created"]}
+    for name, parent, last_seq in (
+        ("9", "base", 0),
+        ("8", "9", 0),
+        ("7", "base", 0),
+        ("6", "7", 1),
+    ):
+        known = {"parent": parent, "last_seq": sent["seq"] - last_seq, "gathered": settled[name]}
+        models.add(name, lambda folder: None, known)
+    assert inside.delete(one).status_code == 204
+    (gone,) = inside.get(f"/deletions?after={sent['seq'] - 1}").json()["deletions"]
+    for name in settled:
+        shutil.rmtree(models.path(name))
+    assert gone["models"] == ["9", "8"]
 
 
 def of_sqlite(message):

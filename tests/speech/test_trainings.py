@@ -2,24 +2,29 @@
 
 from __future__ import annotations
 
+import io
+import json
 import os
 import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import waiting
 
 pytest.importorskip("fastapi", reason="the group 'speech' is not installed")
 
-from ewc_tutorial.speech import runner, trainings
+from ewc_tutorial.speech import runner, trainings, worker
 from ewc_tutorial.speech.base import prepare
-from ewc_tutorial.speech.errors import RefusedError
+from ewc_tutorial.speech.client import RunningService
+from ewc_tutorial.speech.errors import AlreadyServedError, RefusedError
 from ewc_tutorial.speech.estimate import Estimate
 from ewc_tutorial.speech.messages import TrainRequest
 from ewc_tutorial.speech.plan import Plan, steps_for
@@ -146,6 +151,34 @@ def test_a_request_does_not_give_up_a_training_that_is_about_to_begin(service, m
     assert states(service) == ["queued", "waiting"]
 
 
+def test_a_training_is_cancelled_while_its_process_is_started(service, processes, monkeypatch):
+    start = service.trainings.runner._start
+    starting = threading.Event()
+
+    def slow(job):
+        starting.set()
+        time.sleep(0.3)
+        start(job)
+
+    monkeypatch.setattr(service.trainings.runner, "_start", slow)
+    with ThreadPoolExecutor() as pool:
+        requested = pool.submit(service.trainings.request, TrainRequest())
+        assert starting.wait(20)
+        service.trainings.cancel(service.jobs.unfinished())
+        requested.result()
+    assert states(service) == ["cancelled"]
+    assert [process.poll() is None for process in processes] == [False]
+
+
+def test_a_process_does_nothing_for_a_training_that_was_cancelled(service, monkeypatch):
+    job = service.trainings.request(TrainRequest())
+    service.trainings.cancel(job)
+    monkeypatch.setattr(worker, "learn", None)
+    worker.Training(job, service.settings, service._database).run()
+    assert states(service) == ["cancelled"]
+    assert service.jobs.get(job)["results"] == {}
+
+
 def test_the_same_request_twice_at_once_is_one_training(service, monkeypatch):
     service.trainings.request(TrainRequest())
     monkeypatch.setattr(service.jobs, "waiting", slowed(service.jobs.waiting))
@@ -186,6 +219,32 @@ def test_what_waits_goes_on_after_a_restart(service, processes):
     assert again.jobs.cut_off(jobs[0]) == 0
     assert not stray.exists()
     again.stop()
+
+
+def test_a_correction_to_measure_on_may_be_deleted_meanwhile(service, monkeypatch):
+    job = service.trainings.request(TrainRequest())
+    training = worker.Training(job, service.settings, service._database)
+
+    def learn(*_):
+        for correction in service.corrections.parts(9, service.settings.hold_out)[1]:
+            service.corrections.remove(correction)
+
+    monkeypatch.setattr(worker, "learn", learn)
+    training.run()
+    row = service.jobs.get(job)
+    assert (row["state"], row["results"]["recordings"]["new_for_measuring"]) == ("rejected", 1)
+    assert "no better" in row["error"]
+
+
+def test_a_training_measures_on_no_more_corrections_than_it_may(service, new_speech):
+    for path, text in new_speech[6:9]:
+        with path.open("rb") as sound:
+            service.corrections.add(sound, text)
+    job = service.trainings.request(TrainRequest())
+    settings = service.settings.model_copy(update={"max_tests": 1})
+    material, _ = worker.Training(job, settings, service._database)._gather()
+    assert len(service.corrections.parts(9, settings.hold_out)[1]) == 2
+    assert (len(material.new), len(material.new_tests), len(material.old_tests)) == (7, 1, 1)
 
 
 def test_each_training_has_an_order_of_its_own(service):
@@ -242,6 +301,39 @@ def test_a_process_that_is_killed_goes_on(service, processes, number):
     assert len(processes) == 3
 
 
+def test_a_process_that_finds_another_at_work_tries_again_and_fails_nothing(
+    service, start_trainings_by, tmp_path
+):
+    codes = [runner.OCCUPIED] * (runner.MAX_ATTEMPTS + 1)
+
+    def start(command, **options):
+        code = f"import sys; sys.stdin.readline(); sys.exit({codes.pop() if codes else 0})"
+        return subprocess.Popen([sys.executable, "-c", code], **options)
+
+    start_trainings_by(start)
+    job = service.trainings.request(TrainRequest())
+    wait_for(lambda: not codes)
+    assert states(service) == ["queued"]
+    assert service.jobs.cut_off(job) == 0
+
+
+def test_a_worker_that_finds_another_at_work_says_so(service, monkeypatch):
+    def held(*_, **__):
+        raise AlreadyServedError("Another one works.")
+
+    line = json.dumps(service.settings.to_worker())
+    monkeypatch.setattr(worker, "sys", SimpleNamespace(
+        argv=["worker", "0" * 32], stdin=io.StringIO(f"{line}\n"), exit=sys.exit))  # fmt: skip
+    monkeypatch.setattr(worker, "_end_with_the_server", lambda: None)
+    monkeypatch.setattr(worker, "os", SimpleNamespace(umask=lambda _: None))
+    monkeypatch.setattr(worker.torch, "set_num_threads", lambda _: None)
+    monkeypatch.setattr(worker, "lock_folder", held)
+    monkeypatch.setattr(worker.Database, "hold", held)
+    with pytest.raises(SystemExit) as caught:
+        worker.main()
+    assert caught.value.code == runner.OCCUPIED
+
+
 @pytest.mark.skipif(os.name == "nt", reason="Windows has no such signals")
 def test_a_group_that_is_ended_together_counts_no_attempt(service, processes, monkeypatch):
     """As systemd does it: a signal to every process of the service."""
@@ -268,6 +360,12 @@ def test_a_killed_training_can_be_cancelled_before_it_goes_on(service, processes
     assert processes[0].job == job
     assert len(processes) == 2
     assert states(service) == ["cancelled", "queued"]
+
+
+def test_a_program_waits_for_a_training_that_waits_for_its_turn():
+    states = [{"state": state, "error": None} for state in ("waiting", "queued", "running", "done")]
+    seen = SimpleNamespace(job=lambda job: states.pop(0))
+    assert RunningService.wait(seen, "x")["state"] == "done"
 
 
 def test_the_time_left_is_that_of_the_steps_and_of_hearing():

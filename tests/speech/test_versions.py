@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import shutil
 import threading
 from contextlib import ExitStack
@@ -16,9 +17,11 @@ pytest.importorskip("transformers", reason="the group 'speech' is not installed"
 
 from safetensors.torch import load_file, save_file
 
+from ewc_tutorial.speech.base import prepare
 from ewc_tutorial.speech.errors import RefusedError, UnusableModelError
 from ewc_tutorial.speech.recogniser import Recogniser
 from ewc_tutorial.speech.serving import MAX_WAITING, Serving
+from ewc_tutorial.speech.settings import Settings
 from ewc_tutorial.speech.versions import BASE, Versions
 
 WAVE = 0.1 * np.random.default_rng(0).standard_normal(8_000).astype(np.float32)
@@ -81,9 +84,7 @@ DAMAGES = {
 
 
 @pytest.mark.parametrize("kind", DAMAGES)
-def test_at_the_start_the_newest_good_version_takes_the_place_of_a_damaged_one(
-    models, kind, caplog
-):
+def test_at_the_start_the_parent_takes_the_place_of_a_damaged_version(models, kind, caplog):
     damage, words = DAMAGES[kind]
     damage(models.path("0002-b"))
     with pytest.raises(UnusableModelError, match=words) as caught:
@@ -94,7 +95,7 @@ def test_at_the_start_the_newest_good_version_takes_the_place_of_a_damaged_one(
         serving.start()
     assert serving.current()[0] == models.current() == "0001-a"
     (record,) = (r for r in caplog.records if r.name.endswith("serving"))
-    assert "The newest good version, 0001-a, is served instead." in record.getMessage()
+    assert "Version 0001-a is served instead." in record.getMessage()
     assert "0002-b" in record.getMessage()
     assert record.exc_info is None
 
@@ -107,7 +108,20 @@ def test_at_the_start_a_pointer_to_nothing_is_put_right(models, pointer):
         path.write_bytes(pointer.encode("utf-8", "surrogateescape"))
     serving = Serving(models)
     serving.start()
-    assert serving.current()[0] == models.current() == "0002-b"
+    assert serving.current()[0] == models.current() == BASE
+
+
+def test_at_the_start_no_version_is_served_that_was_not_in_use_before(models):
+    """Newer ones may have been kept without being served, or rolled back from."""
+    models.switch("0001-a")
+    for name in ("0001-a", BASE):
+        assert models.exists("0002-b")
+        truncated(models.path(name))
+        if name == "0001-a":
+            Serving(models).start()
+            assert models.current() == BASE
+    with pytest.raises(UnusableModelError, match=r"written into .*current\.$"):
+        Serving(models).start()
 
 
 def test_without_any_good_version_the_start_ends_in_one_sentence_each(models):
@@ -148,6 +162,23 @@ def test_versions_are_changed_back_and_forth(models):
     # A training publishes in another process.
     Versions(models.folder).switch("0001-a")
     assert serving.current()[0] == "0001-a"
+
+
+def test_a_version_that_is_removed_while_it_is_loaded_is_not_put_into_use(models, monkeypatch):
+    serving = Serving(models)
+    serving.start()
+    real = serving._load
+
+    def load(name):
+        loaded = real(name)
+        shutil.rmtree(models.path(name))  # as prune() does, which has just looked at the pointer
+        return loaded
+
+    monkeypatch.setattr(serving, "_load", load)
+    with pytest.raises(RefusedError, match="0001-a has just been removed") as caught:
+        serving.switch("0001-a")
+    assert caught.value.status == 409
+    assert models.current() == serving.current()[0] == "0002-b"
 
 
 def test_a_folder_in_half_precision_is_served_in_full(models):
@@ -221,3 +252,19 @@ def test_a_cut_off_addition_leaves_nothing_and_can_be_repeated(models):
     models.add("0003-c", lambda folder: (folder / "whole").write_text("x"), {"parent": BASE})
     assert [p.name for p in models.path("0003-c").iterdir() if p.suffix != ".json"] == ["whole"]
     assert models.names() == ["0003-c", "0002-b", "0001-a", BASE]
+
+
+@pytest.mark.parametrize("worker", ["here", "elsewhere"])
+def test_a_start_leaves_alone_what_a_worker_elsewhere_is_writing(tmp_path, worker):
+    models = Versions(tmp_path / "models")
+    models.add(BASE, lambda folder: None)
+    old, new = models.folder / ".half-0001-a", models.folder / ".half-0002-b"
+    for half in (old, new):
+        half.mkdir()
+        (half / "model.safetensors").write_bytes(b"0")
+    part = models.path(BASE) / ".importance.pt.7.part"
+    part.write_bytes(b"0")
+    for path in (old / "model.safetensors", old, new):
+        os.utime(path, (0, 0))
+    prepare(Settings(data=tmp_path, model="tiny", worker=worker, database="postgresql://x/y"))
+    assert [half.exists() for half in (old, new, part)] == [False, *[worker == "elsewhere"] * 2]

@@ -122,16 +122,21 @@ def add_corrections(app: FastAPI, settings: Settings, bearer: list[Any]) -> None
     ) -> DeletionPage:
         """The corrections that were deleted, why, and which models may have learned from them."""
         service: Service = request.app.state.service
-        about = {name: service.models.about(name) for name in service.models.names()}
+        models = service.models
+        # What a model learned its descendants have from it.
+        lines = {name: [models.about(n) for n in models.line(name)] for name in models.names()}
         return DeletionPage(
             deletions=[
                 DeletionOut(
                     **asdict(deletion),
                     models=[
                         name
-                        for name, known in about.items()
-                        if (known.get("last_seq") or 0) >= deletion.seq
-                        and (known.get("gathered") or "") <= deletion.deleted
+                        for name, line in lines.items()
+                        if any(
+                            (known.get("last_seq") or 0) >= deletion.seq
+                            and (known.get("gathered") or "") <= deletion.deleted
+                            for known in line
+                        )
                     ],
                 )
                 for deletion in service.corrections.index.deletions(after, limit)

@@ -53,7 +53,7 @@ def add_trainings(app: FastAPI, settings: Settings, bearer: list[Any]) -> None:
         """End a training that is not finished; nothing of it is served."""
         service: Service = request.app.state.service
         found(request, job_id)
-        service.trainings.runner.cancel(job_id)
+        service.trainings.cancel(job_id)
         row = found(request, job_id)
         if row["state"] != "cancelled":
             raise RefusedError(f"This training is over: {row['state']}.", 409)
