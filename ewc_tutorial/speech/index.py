@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -101,6 +102,16 @@ class Index:
         """Return the correction with this file and this text, or None."""
         return self._one(CORRECTIONS.c.sha256 == sha256, CORRECTIONS.c.text == text)
 
+    @contextmanager
+    def held(self, sha256: str, text: str) -> Iterator[Correction | None]:
+        """Yield what :meth:`find` returns; within the block nobody deletes or enters it."""
+        wanted = sa.select(CORRECTIONS).where(
+            CORRECTIONS.c.sha256 == sha256, CORRECTIONS.c.text == text
+        )
+        with self._database.connection(alone=True) as connection:
+            row = connection.execute(wanted).mappings().first()
+            yield None if row is None else Correction(**row)
+
     def get(self, correction_id: str) -> Correction | None:
         """Return a correction, or None."""
         return self._one(CORRECTIONS.c.id == correction_id) if can_be_id(correction_id) else None
@@ -177,10 +188,13 @@ class Index:
                 deleted.
         """
         kept = None
-        with self._database.connection() as connection:
+        # Alone, for its files go before its row is seen to be gone.
+        with self._database.connection(alone=True) as connection:
             gone = sa.delete(CORRECTIONS).where(CORRECTIONS.c.id == correction.id)
             if connection.execute(gone).rowcount:
                 kept = Deletion(correction.seq, correction.id, correction.created, now(), reason)
+                # It may have been deleted before, and have come back with its folder from a backup.
+                connection.execute(sa.delete(DELETIONS).where(DELETIONS.c.seq == kept.seq))
                 connection.execute(sa.insert(DELETIONS).values(asdict(kept)))
             before_commit(kept)
 
