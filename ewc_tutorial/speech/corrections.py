@@ -246,7 +246,8 @@ class Corrections:
         """Put another text in the place of a correction's; the arguments are as for :meth:`add`.
 
         Raises:
-            RefusedError: (409) the recording is there with this text already, or its file is gone.
+            RefusedError: (409) the recording is there with this text already, or its file is gone;
+                (404) the correction has just been deleted.
         """
         if not self._is_there(correction):
             raise RefusedError("The files of this correction are gone: send it again.", 409)
@@ -256,9 +257,11 @@ class Corrections:
             self.storage.write(correction.id, TEXT_NAME, sent.encode())
 
         try:
-            self.index.set_text(correction.id, text, sent, write)
+            there = self.index.set_text(correction.id, text, sent, write)
         except IntegrityError:
             raise RefusedError("This recording is there with this text already.", 409) from None
+        if not there:
+            raise RefusedError("There is no correction of this id.", 404)
         return replace(correction, text=text, sent=sent)
 
     def remove(self, correction: Correction, reason: str = "request") -> None:

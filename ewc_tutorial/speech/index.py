@@ -165,16 +165,18 @@ class Index:
 
     def set_text(
         self, correction_id: str, text: str, sent: str, before_commit: Callable[[], None]
-    ) -> None:
-        """Put another text in the place of one.
+    ) -> bool:
+        """Put another text in the place of one; return whether there is such a correction.
 
         Raises:
             IntegrityError: its recording is there with this text already.
         """
         row = sa.update(CORRECTIONS).where(CORRECTIONS.c.id == correction_id)
         with self._database.connection() as connection:
-            connection.execute(row.values(text=text, sent=sent))
-            before_commit()
+            there = connection.execute(row.values(text=text, sent=sent)).rowcount > 0
+            if there:
+                before_commit()
+        return there
 
     def delete(
         self, correction: Correction, reason: str, before_commit: Callable[[Deletion | None], None]

@@ -239,6 +239,18 @@ def test_a_text_is_changed_in_file_and_index_or_in_neither(tmp_path, wav, monkey
     assert index(kept) == contents(tmp_path / "d")
 
 
+def test_a_text_is_not_changed_of_what_is_deleted_meanwhile(tmp_path, wav, monkeypatch, store):
+    kept = store(tmp_path / "d")
+    first, _ = kept.add(io.BytesIO(wav().read_bytes()), "hello")
+    kept.remove(first)
+    with monkeypatch.context() as patch:
+        patch.setattr(kept.storage, "has", lambda *_: True)  # as it was just before
+        with pytest.raises(RefusedError, match="no correction of this id") as caught:
+            kept.change_text(first, "help")
+    assert caught.value.status == 404
+    assert contents(tmp_path / "d") == {}
+
+
 def test_a_kill_between_file_and_index_of_a_changed_text_leaves_the_new_one(tmp_path, wav, store):
     kept = store(tmp_path / "d")
     first, _ = kept.add(io.BytesIO(wav().read_bytes()), "hello")
