@@ -143,7 +143,7 @@ class Corrections:
     ) -> tuple[Correction, bool] | None:
         """Keep what was sent again in the place of files that are gone, and return it as
         :meth:`add` does: None, if they are gone because the correction has just been deleted."""
-        with self.index.held(written.sha256, text) as known:
+        with self.index.held(sha256=written.sha256, text=text) as known:
             if known is None:
                 return None
             if self._is_there(known):  # it was sent twice at the same time
@@ -252,17 +252,29 @@ class Corrections:
         if not self._is_there(correction):
             raise RefusedError("The files of this correction are gone: send it again.", 409)
         sent = text if sent is None else sent
+        begun = False
 
         def write() -> None:  # inside the transaction: if either cannot be done, neither is
+            nonlocal begun
+            begun = True
             self.storage.write(correction.id, TEXT_NAME, sent.encode())
 
         try:
             there = self.index.set_text(correction.id, text, sent, write)
         except IntegrityError:
             raise RefusedError("This recording is there with this text already.", 409) from None
+        except DISK_ERRORS as error:
+            if begun and not is_lost(error):  # the index may have the new text then
+                self._write_text_of_index(correction.id)
+            raise
         if not there:
             raise RefusedError("There is no correction of this id.", 404)
         return replace(correction, text=text, sent=sent)
+
+    def _write_text_of_index(self, correction_id: str) -> None:
+        with self.index.held(id=correction_id) as correction:  # another may have changed it since
+            if correction is not None:
+                self.storage.write(correction.id, TEXT_NAME, correction.sent.encode())
 
     def remove(self, correction: Correction, reason: str = "request") -> None:
         """Delete a correction; number, times and reason stay in the index.

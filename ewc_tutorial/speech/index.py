@@ -103,12 +103,11 @@ class Index:
         return self._one(CORRECTIONS.c.sha256 == sha256, CORRECTIONS.c.text == text)
 
     @contextmanager
-    def held(self, sha256: str, text: str) -> Iterator[Correction | None]:
-        """Yield what :meth:`find` returns; within the block nobody deletes or enters it."""
-        wanted = sa.select(CORRECTIONS).where(
-            CORRECTIONS.c.sha256 == sha256, CORRECTIONS.c.text == text
-        )
+    def held(self, **fields: str) -> Iterator[Correction | None]:
+        """Yield the correction with these fields, or None; within the block nobody enters, changes
+        or deletes any."""
         with self._database.connection(alone=True) as connection:
+            wanted = sa.select(CORRECTIONS).filter_by(**fields)
             row = connection.execute(wanted).mappings().first()
             yield None if row is None else Correction(**row)
 
@@ -172,7 +171,7 @@ class Index:
             IntegrityError: its recording is there with this text already.
         """
         row = sa.update(CORRECTIONS).where(CORRECTIONS.c.id == correction_id)
-        with self._database.connection() as connection:
+        with self._database.connection(alone=True) as connection:
             there = connection.execute(row.values(text=text, sent=sent)).rowcount > 0
             if there:
                 before_commit()

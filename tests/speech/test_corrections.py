@@ -239,6 +239,26 @@ def test_a_text_is_changed_in_file_and_index_or_in_neither(tmp_path, wav, monkey
     assert index(kept) == contents(tmp_path / "d")
 
 
+def test_a_changed_text_that_cannot_be_committed_leaves_the_earlier_one(
+    tmp_path, wav, monkeypatch, store
+):
+    kept = store(tmp_path / "d")
+    first, _ = kept.add(io.BytesIO(wav().read_bytes()), "hello")
+    real = sqlalchemy.Connection.commit
+
+    def full(connection):
+        patch.setattr(sqlalchemy.Connection, "commit", real)
+        connection.rollback()
+        raise sqlalchemy.exc.OperationalError("COMMIT", None, Exception("disk is full"))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(sqlalchemy.Connection, "commit", full)
+        with pytest.raises(sqlalchemy.exc.OperationalError):
+            kept.change_text(first, "help")
+    assert kept.index.page() == [first]
+    assert index(kept) == contents(tmp_path / "d")
+
+
 def test_a_text_is_not_changed_of_what_is_deleted_meanwhile(tmp_path, wav, monkeypatch, store):
     kept = store(tmp_path / "d")
     first, _ = kept.add(io.BytesIO(wav().read_bytes()), "hello")
