@@ -399,6 +399,10 @@ def test_a_sender_is_listened_to_again_and_ipv6_has_no_way_round():
     assert brake.wait("2001:db8::1") == 0
     brake.wrong("2001:db8::1")
     assert brake.wait("2001:db8::1") == 1, "until the second of the five is a minute old"
+    for _ in range(5):
+        brake.wrong("::ffff:192.0.2.1")
+    assert brake.wait("::ffff:192.0.2.1") == brake.wait("192.0.2.1") == 60
+    assert brake.wait("::ffff:192.0.2.2") == brake.wait("::1") == 0
     for i in range(20_000):
         brake.wrong(f"{i}")
     assert len(brake._wrong) == 10_000
