@@ -12,6 +12,7 @@ import pytest
 
 pytest.importorskip("fastapi", reason="the group 'speech' is not installed")
 
+from ewc_tutorial.speech import pairs
 from ewc_tutorial.speech.errors import RefusedError
 from ewc_tutorial.speech.pairs import pairs_in_archive, sounds_among, text_for
 
@@ -49,6 +50,14 @@ def test_a_small_archive_cannot_become_a_large_one():
     with pytest.raises(RefusedError, match="at most 1,048,576 bytes"):
         bomb_sound()
     assert sound().read() == b"y"
+
+
+def test_an_archive_of_very_many_files_is_refused_before_they_are_listed(monkeypatch):
+    many = zipped({f"{i:0200d}": b"" for i in range(21_000)}, zipfile.ZIP_STORED)
+    with monkeypatch.context() as patch:
+        patch.setattr(pairs.zipfile, "ZipInfo", None)
+        with pytest.raises(RefusedError, match=r"at most 5,000 files.* 5,120,000 bytes, not 5,166"):
+            next(pairs_in_archive(io.BytesIO(many), 2**20))
 
 
 @pytest.mark.parametrize("position", range(0, 300, 7))
