@@ -368,6 +368,22 @@ def test_the_token_for_uploads_opens_these_alone(guarded):
         assert status(guarded, method, path, TOKEN) is None, path
 
 
+@pytest.mark.parametrize("end", "àÅ")
+def test_a_token_may_end_in_any_letter(tmp_path, settings, end):
+    """In UTF-8 they end in what Latin-1 has for a space that does not break, and for a new line."""
+    from fastapi.testclient import TestClient
+
+    from ewc_tutorial.speech.app import create_app
+
+    token = TOKEN + end
+    app = create_app(Settings(data=tmp_path, token=token, **settings))
+    client = TestClient(app, raise_server_exceptions=False)
+    for sent, wanted in ((token, None), (TOKEN, 401)):
+        headers = {"authorization": f"Bearer {sent}  ".encode()}
+        answer = client.get("/corrections", headers=headers).status_code
+        assert (answer if answer == 401 else None) == wanted
+
+
 def test_wrong_tokens_are_logged_and_slowed(guarded, caplog):
     """Of 262 in five seconds none was logged and none was slowed."""
     statuses = [status(guarded, "GET", "/corrections", f"guess-{i}") for i in range(262)]
