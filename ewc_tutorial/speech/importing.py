@@ -16,7 +16,7 @@ from pathlib import Path
 import httpx
 
 from ewc_tutorial.speech.errors import RefusedError
-from ewc_tutorial.speech.pairs import read_text, sounds_among, text_for
+from ewc_tutorial.speech.pairs import by_small_letters, read_text, sounds_among, text_for
 from ewc_tutorial.speech.settings import read_settings
 
 
@@ -34,7 +34,7 @@ def send_folder(client: httpx.Client, folder: Path) -> tuple[int, int, list[str]
         httpx.HTTPError: the service does not answer, or cannot keep anything now.
     """
     names = [path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()]
-    known = {name.lower(): name for name in names}
+    known = by_small_letters(names)
     new, there, refused = 0, 0, []
     for name in sounds_among(names):
         try:

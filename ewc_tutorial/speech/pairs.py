@@ -53,21 +53,37 @@ def sounds_among(names: list[str]) -> list[str]:
     )
 
 
-def text_for(sound: str, names: dict[str, str]) -> str:
+def by_small_letters(names: list[str]) -> dict[str, list[str]]:
+    """Return names by what they are in small letters: on most systems there can be several."""
+    found: dict[str, list[str]] = {}
+    for name in dict.fromkeys(names):
+        found.setdefault(name.lower(), []).append(name)
+    return found
+
+
+def text_for(sound: str, names: dict[str, list[str]]) -> str:
     """Return the name of a recording's text.
 
     Args:
         sound: name of the recording, with its folder.
-        names: all names, by what they are in small letters.
+        names: all names (:func:`by_small_letters`).
 
     Raises:
-        RefusedError: there is none.
+        RefusedError: there is none, or it is not clear which one it is.
     """
     folder = PurePosixPath(sound).parent
     wanted = [str(folder / name) for name in text_names(sound)]
     for name in wanted:
-        if name.lower() in names:
-            return names[name.lower()]
+        found = names.get(name.lower(), [])
+        if name in found:
+            return name
+        if found and len(found) == len(names[sound.lower()]) == 1:
+            return found[0]
+        if found:
+            raise RefusedError(
+                f"the text of {PurePosixPath(sound).name} must be {PurePosixPath(name).name}, "
+                "where other names differ from these in small and capital letters alone."
+            )
     raise RefusedError(f"there is no {' or '.join(PurePosixPath(n).name for n in wanted)}.")
 
 
@@ -125,7 +141,7 @@ def pairs_in_archive(file: BinaryIO, max_bytes: int) -> Iterator[Pair]:
         raise RefusedError("archive must be a ZIP file.") from error
     if len(names) > MAX_FILES:
         raise RefusedError(f"archive must have at most {MAX_FILES:,} files, not {len(names):,}.")
-    known = {name.lower(): name for name in names}
+    known = by_small_letters(names)
     sounds = sounds_among(names)
     if not sounds:
         raise RefusedError(

@@ -14,7 +14,7 @@ pytest.importorskip("fastapi", reason="the group 'speech' is not installed")
 
 from ewc_tutorial.speech import pairs
 from ewc_tutorial.speech.errors import RefusedError
-from ewc_tutorial.speech.pairs import pairs_in_archive, sounds_among, text_for
+from ewc_tutorial.speech.pairs import by_small_letters, pairs_in_archive, sounds_among, text_for
 
 pytestmark = pytest.mark.timeout(300)
 
@@ -32,13 +32,27 @@ def test_texts_are_found_by_either_name():
         "d/audio_0001.wav", "d/text_0001.txt", "NAME.WAV", "name.TXT", "._NAME.WAV", "x.txt",
         "lost.wav", "__MACOSX/d/audio_0001.wav", "audio_7.flac", "audio_7.txt",
     ]  # fmt: skip
-    known = {name.lower(): name for name in names}
+    known = by_small_letters(names)
     sounds = sounds_among(names)
     assert sounds == ["NAME.WAV", "audio_7.flac", "d/audio_0001.wav", "lost.wav"]
     found = [text_for(name, known) for name in sounds[:3]]
     assert found == ["name.TXT", "audio_7.txt", "d/text_0001.txt"]
     with pytest.raises(RefusedError, match=r"there is no lost\.txt"):
         text_for("lost.wav", known)
+
+
+def test_names_that_differ_in_capitals_alone_are_not_mixed_up():
+    def found(*names):
+        return [text_for(name, by_small_letters(list(names))) for name in sounds_among(names)]
+
+    assert found("A.wav", "A.txt", "a.wav", "a.txt") == ["A.txt", "a.txt"]
+    for names in (
+        ("A.wav", "A.TXT", "a.wav", "a.txt"),
+        ("A.wav", "a.wav", "a.txt"),
+        ("A.wav", "A.TXT", "a.txt"),
+    ):
+        with pytest.raises(RefusedError, match=r"the text of A\.wav must be A\.txt, where"):
+            found(*names)
 
 
 def test_a_small_archive_cannot_become_a_large_one():
