@@ -75,7 +75,7 @@ def _enter(
 ) -> None:
     with corrections.storage.copy(name) as folder:
         (path,) = folder.glob("audio.*")
-        sent = (folder / TEXT_NAME).read_text(encoding="utf-8")
+        sent = (folder / TEXT_NAME).read_bytes().decode()  # its ends of lines, too, are as sent
         written = corrections.look_at(path)
     corrections.enter(name, written, _cleaned(sent, clean), sent, about)
 

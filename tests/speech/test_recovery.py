@@ -184,6 +184,15 @@ def test_a_deletion_that_cannot_be_noted_changes_nothing(tmp_path, wav, monkeypa
     assert kept.index.deletions(0, 9) == []
 
 
+def test_a_text_is_as_it_was_sent_in_an_index_made_again(tmp_path, wav, store, indexes):
+    kept = store(tmp_path / "d")
+    kept.add(io.BytesIO(wav().read_bytes()), "stone deer", sent="Stone,\r\ndeer!\r")
+    indexes.lose(tmp_path / "d")
+    again = store(tmp_path / "d")
+    recover(again, lambda _: "stone deer")
+    assert [c.sent for c in rows(again)] == ["Stone,\r\ndeer!\r"]
+
+
 def test_a_text_that_the_model_cannot_write_keeps_its_place(tmp_path, wav, store, indexes):
     filled(store, tmp_path / "d", wav, 2)
     indexes.lose(tmp_path / "d")
