@@ -12,7 +12,7 @@ import pytest
 
 pytest.importorskip("fastapi", reason="the group 'speech' is not installed")
 
-from ewc_tutorial.speech import pairs
+from ewc_tutorial.speech import importing, pairs
 from ewc_tutorial.speech.errors import RefusedError
 from ewc_tutorial.speech.pairs import by_small_letters, pairs_in_archive, sounds_among, text_for
 
@@ -161,6 +161,21 @@ def test_the_command_imports_a_folder_once(service, layout):
     for name, words in PROBLEMS.items():
         assert any(line.startswith(name) and words in line for line in first.stderr.splitlines())
     assert run().stdout == "0 new, 6 there already, 3 refused.\n"
+
+
+@pytest.mark.parametrize("host", ["::1", "[::1]"])
+def test_the_command_knows_an_address_of_ipv6(tmp_path, monkeypatch, host):
+    monkeypatch.setenv("EWC_SPEECH_HOST", host)
+    monkeypatch.setattr(sys, "argv", ["importing", str(tmp_path)])
+    asked = []
+    monkeypatch.setattr(
+        importing, "send_folder", lambda client, _: asked.append(client.base_url) or (1, 0, [])
+    )
+    importing.main()
+    assert (asked[0].host, asked[0].port) == ("::1", 8017)
+    monkeypatch.setattr(sys, "argv", ["importing", str(tmp_path), "--to", "http://::1:8017"])
+    with pytest.raises(SystemExit, match="^'http://::1:8017' must be an address such as http://"):
+        importing.main()
 
 
 def test_the_command_says_in_a_sentence_that_nobody_answers(layout):
