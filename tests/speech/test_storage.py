@@ -5,8 +5,11 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import os
 import shutil
+import sys
 import threading
+from pathlib import Path
 
 import fsspec
 import pytest
@@ -183,6 +186,24 @@ def test_another_machine_reads_checked_copies_of_what_is_not_deleted(tmp_path, w
     kept.remove(rows[0])
     away.storage.forget(away.index.ids)
     assert {p.name for p in away.folder.iterdir()} == {c.id for c in rows[1:]}
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux lists the files that are open")
+@pytest.mark.parametrize("url", ["bucket"], indirect=True)
+def test_a_file_is_closed_before_it_is_put_there(tmp_path, url, monkeypatch):
+    """Windows opens no file for reading that is open for writing."""
+    kept, seen = opened(tmp_path / "d", url), []
+
+    def put_file(_, source, __):
+        links = Path("/proc/self/fd").iterdir()
+        seen.append((source, [os.readlink(link) for link in links if link.exists()]))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Bucket, "put_file", put_file)
+        kept.storage.write("f" * 32, "text.txt", b"hello")
+    ((source, still_open),) = seen
+    assert source not in still_open
+    assert not any(kept.incoming.iterdir())
 
 
 @pytest.mark.parametrize("url", ["bucket"], indirect=True)
