@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import errno
 import hashlib
@@ -21,6 +22,7 @@ pytest.importorskip("fastapi", reason="the group 'speech' is not installed")
 
 from ewc_tutorial.speech.brake import Brake
 from ewc_tutorial.speech.database import Database
+from ewc_tutorial.speech.errors import RefusedError
 from ewc_tutorial.speech.recogniser import Recogniser
 from ewc_tutorial.speech.service import Service
 from ewc_tutorial.speech.settings import Settings
@@ -540,6 +542,47 @@ def test_trouble_with_the_disk_is_a_sentence_and_hearing_goes_on(inside, wav, mo
     service = inside.app.state.service
     assert not any((service.settings.data / "incoming").iterdir())
     assert not any((service.settings.data / "corrections").iterdir())
+
+
+def test_a_recording_that_is_deleted_while_it_is_asked_for_is_gone(inside, wav, monkeypatch):
+    sent = upload(inside, wav(seconds=0.7, seed=92).read_bytes(), "lion").json()
+    one = f"/corrections/{sent['id']}"
+    corrections = inside.app.state.service.corrections
+    real = corrections.index.get(sent["id"])
+    assert inside.get(f"{one}/audio", headers={"range": "bytes=0-3"}).content == b"RIFF"
+    path = corrections.original(real)
+
+    class Seen(type(path)):
+        def exists(self):
+            return True
+
+    def deleted(*_):
+        inside.delete(one)
+        return Seen(path)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(corrections, "original", deleted)
+        answer = inside.get(f"{one}/audio")
+    assert (answer.status_code, answer.json()["detail"]) == (
+        404, "The recording of this correction is gone.",
+    )  # fmt: skip
+
+
+def test_a_recording_that_is_deleted_before_it_is_opened_sends_nothing(tmp_path, monkeypatch):
+    from ewc_tutorial.speech.routes.corrections import _Recording
+
+    path, sent = tmp_path / "x.wav", []
+    path.write_bytes(b"RIFF")
+    answer = _Recording(path)
+    monkeypatch.setattr(answer, "set_stat_headers", lambda _: path.unlink())
+
+    async def send(message):
+        sent.append(message)
+
+    scope = {"type": "http", "method": "GET", "headers": [], "asgi": {"spec_version": "2.4"}}
+    with pytest.raises(RefusedError, match="gone"):
+        asyncio.run(answer(scope, None, send))
+    assert sent == []
 
 
 def test_a_training_that_cannot_be_started_or_noted_blocks_no_other(
