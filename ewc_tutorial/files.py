@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -55,10 +56,15 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
 
     What a kill leaves behind beside it ends in ``.part``.
     """
-    half = path.with_name(f".{path.name}.{os.getpid()}.part")
-    with synced(half) as file:
-        yield file
-    os.replace(half, path)
+    # Threads may write the same at once, and so may processes of two containers, whose ids agree.
+    half = path.with_name(f".{path.name}.{uuid.uuid4().hex}.part")
+    try:
+        with synced(half) as file:
+            yield file
+        os.replace(half, path)
+    except Exception:
+        half.unlink(missing_ok=True)  # on a full disk they would add up
+        raise
     sync_folder(path.parent)
 
 

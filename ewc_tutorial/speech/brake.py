@@ -47,6 +47,8 @@ def _network(address: str) -> str:
         ip = ipaddress.ip_address(address)
     except ValueError:
         return address
+    if isinstance(ip, ipaddress.IPv6Address) and ip.ipv4_mapped is not None:
+        ip = ip.ipv4_mapped  # as a socket for both names senders of IPv4: they share the first half
     if ip.version == 4:
-        return address
+        return str(ip)
     return str(ipaddress.ip_network((int(ip) >> 64 << 64, 64)))

@@ -123,22 +123,39 @@ class Corrections:
         try:
             written = self._write(half, sound, text if sent is None else sent, check)
             known = self.index.find(written.sha256, text)
-            if known is not None and self.storage.has(known.id, _name_of(known.format)):
-                return known, False
             if known is not None:
-                files.replace_file(half / ABOUT, about_of(known))
-            name = known.id if known else correction_id
-            self.storage.put(half, name)
+                if self._is_there(known):
+                    return known, False
+                if (found := self._bring_back(half, written, text)) is not None:
+                    return found
+            self.storage.put(half, correction_id)
         finally:
             shutil.rmtree(half, ignore_errors=True)
-        if known is not None:
-            return known, True
         try:
-            return self.enter(name, written, text, text if sent is None else sent, {})
+            return self.enter(correction_id, written, text, text if sent is None else sent, {})
         except DISK_ERRORS as error:
             if not is_lost(error):  # the index may have it then, and the next start looks
-                self.storage.delete(name)  # the sender hears that it is not kept
+                self.storage.delete(correction_id)  # the sender hears that it is not kept
             raise
+
+    def _bring_back(
+        self, half: Path, written: Written, text: str
+    ) -> tuple[Correction, bool] | None:
+        """Keep what was sent again in the place of files that are gone, and return it as
+        :meth:`add` does: None, if they are gone because the correction has just been deleted."""
+        with self.index.held(sha256=written.sha256, text=text) as known:
+            if known is None:
+                return None
+            if self._is_there(known):  # it was sent twice at the same time
+                return known, False
+            files.replace_file(half / ABOUT, about_of(known))
+            # What a deletion that broke off has left would else be finished by the next start.
+            self.storage.put_back(known.id)
+            self.storage.put(half, known.id)
+            return known, True
+
+    def _is_there(self, correction: Correction) -> bool:
+        return self.storage.has(correction.id, _name_of(correction.format))
 
     def _write(
         self,
@@ -229,20 +246,35 @@ class Corrections:
         """Put another text in the place of a correction's; the arguments are as for :meth:`add`.
 
         Raises:
-            RefusedError: (409) the recording is there with this text already, or its file is gone.
+            RefusedError: (409) the recording is there with this text already, or its file is gone;
+                (404) the correction has just been deleted.
         """
-        if not self.storage.has(correction.id, _name_of(correction.format)):
+        if not self._is_there(correction):
             raise RefusedError("The files of this correction are gone: send it again.", 409)
         sent = text if sent is None else sent
+        begun = False
 
         def write() -> None:  # inside the transaction: if either cannot be done, neither is
+            nonlocal begun
+            begun = True
             self.storage.write(correction.id, TEXT_NAME, sent.encode())
 
         try:
-            self.index.set_text(correction.id, text, sent, write)
+            there = self.index.set_text(correction.id, text, sent, write)
         except IntegrityError:
             raise RefusedError("This recording is there with this text already.", 409) from None
+        except DISK_ERRORS as error:
+            if begun and not is_lost(error):  # the index may have the new text then
+                self._write_text_of_index(correction.id)
+            raise
+        if not there:
+            raise RefusedError("There is no correction of this id.", 404)
         return replace(correction, text=text, sent=sent)
+
+    def _write_text_of_index(self, correction_id: str) -> None:
+        with self.index.held(id=correction_id) as correction:  # another may have changed it since
+            if correction is not None:
+                self.storage.write(correction.id, TEXT_NAME, correction.sent.encode())
 
     def remove(self, correction: Correction, reason: str = "request") -> None:
         """Delete a correction; number, times and reason stay in the index.

@@ -118,7 +118,8 @@ class Gate:
                 {"Retry-After": str(math.ceil(seconds))} | _LEAVE,
             )
         kind, _, token = (given or "").partition(" ")
-        sent = token.strip().encode("latin-1") if kind.lower() == "bearer" else b""
+        # Spaces alone: others would be bytes of a letter, as the last one of an à in UTF-8.
+        sent = token.strip(" \t").encode("latin-1") if kind.lower() == "bearer" else b""
         if hmac.compare_digest(sent, self._token or b""):
             return None
         if self._upload_token is not None and hmac.compare_digest(sent, self._upload_token):

@@ -16,7 +16,7 @@ from pathlib import Path
 import httpx
 
 from ewc_tutorial.speech.errors import RefusedError
-from ewc_tutorial.speech.pairs import read_text, sounds_among, text_for
+from ewc_tutorial.speech.pairs import by_small_letters, read_text, sounds_among, text_for
 from ewc_tutorial.speech.settings import read_settings
 
 
@@ -34,7 +34,7 @@ def send_folder(client: httpx.Client, folder: Path) -> tuple[int, int, list[str]
         httpx.HTTPError: the service does not answer, or cannot keep anything now.
     """
     names = [path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()]
-    known = {name.lower(): name for name in names}
+    known = by_small_letters(names)
     new, there, refused = 0, 0, []
     for name in sounds_among(names):
         try:
@@ -60,12 +60,13 @@ def send_folder(client: httpx.Client, folder: Path) -> tuple[int, int, list[str]
 
 def main() -> None:
     settings = read_settings()
+    host = settings.host.strip("[]")
     parser = argparse.ArgumentParser("python -m ewc_tutorial.speech.importing")
     parser.add_argument("folder", type=Path, help="where the recordings and texts are")
     parser.add_argument(
         "--to",
         metavar="ADDRESS",
-        default=f"http://{settings.host}:{settings.port}",
+        default=f"http://{f'[{host}]' if ':' in host else host}:{settings.port}",
         help="of the service [%(default)s]",
     )
     arguments = parser.parse_args()
@@ -78,6 +79,10 @@ def main() -> None:
             new, there, refused = send_folder(client, arguments.folder)
     except httpx.HTTPStatusError as error:
         raise SystemExit(f"{arguments.to}: {error.response.text}") from None
+    except httpx.InvalidURL as error:
+        raise SystemExit(
+            f"{arguments.to!r} must be an address such as http://127.0.0.1:8017 ({error})."
+        ) from None
     except httpx.HTTPError as error:
         raise SystemExit(f"{arguments.to} does not answer ({error}): start the service.") from None
     for sentence in refused:

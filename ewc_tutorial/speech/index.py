@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -101,6 +102,15 @@ class Index:
         """Return the correction with this file and this text, or None."""
         return self._one(CORRECTIONS.c.sha256 == sha256, CORRECTIONS.c.text == text)
 
+    @contextmanager
+    def held(self, **fields: str) -> Iterator[Correction | None]:
+        """Yield the correction with these fields, or None; within the block nobody enters, changes
+        or deletes any."""
+        with self._database.connection(alone=True) as connection:
+            wanted = sa.select(CORRECTIONS).filter_by(**fields)
+            row = connection.execute(wanted).mappings().first()
+            yield None if row is None else Correction(**row)
+
     def get(self, correction_id: str) -> Correction | None:
         """Return a correction, or None."""
         return self._one(CORRECTIONS.c.id == correction_id) if can_be_id(correction_id) else None
@@ -154,16 +164,18 @@ class Index:
 
     def set_text(
         self, correction_id: str, text: str, sent: str, before_commit: Callable[[], None]
-    ) -> None:
-        """Put another text in the place of one.
+    ) -> bool:
+        """Put another text in the place of one; return whether there is such a correction.
 
         Raises:
             IntegrityError: its recording is there with this text already.
         """
         row = sa.update(CORRECTIONS).where(CORRECTIONS.c.id == correction_id)
-        with self._database.connection() as connection:
-            connection.execute(row.values(text=text, sent=sent))
-            before_commit()
+        with self._database.connection(alone=True) as connection:
+            there = connection.execute(row.values(text=text, sent=sent)).rowcount > 0
+            if there:
+                before_commit()
+        return there
 
     def delete(
         self, correction: Correction, reason: str, before_commit: Callable[[Deletion | None], None]
@@ -177,10 +189,13 @@ class Index:
                 deleted.
         """
         kept = None
-        with self._database.connection() as connection:
+        # Alone, for its files go before its row is seen to be gone.
+        with self._database.connection(alone=True) as connection:
             gone = sa.delete(CORRECTIONS).where(CORRECTIONS.c.id == correction.id)
             if connection.execute(gone).rowcount:
                 kept = Deletion(correction.seq, correction.id, correction.created, now(), reason)
+                # It may have been deleted before, and have come back with its folder from a backup.
+                connection.execute(sa.delete(DELETIONS).where(DELETIONS.c.seq == kept.seq))
                 connection.execute(sa.insert(DELETIONS).values(asdict(kept)))
             before_commit(kept)
 

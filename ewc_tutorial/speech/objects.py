@@ -87,10 +87,10 @@ class Objects:
             self._upload(path, self._path(name, path.name))
 
     def write(self, name: str, file: str, content: bytes) -> None:
-        with tempfile.NamedTemporaryFile(dir=self._incoming) as half:
-            half.write(content)
-            half.flush()
-            self._upload(Path(half.name), self._path(name, file))
+        with tempfile.TemporaryDirectory(dir=self._incoming) as folder:
+            half = Path(folder) / file
+            half.write_bytes(content)  # and closed: Windows opens no temporary file twice
+            self._upload(half, self._path(name, file))
 
     def _upload(self, source: Path, target: str) -> None:
         with _reaching():

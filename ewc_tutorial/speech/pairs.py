@@ -24,6 +24,8 @@ SOUNDS = (".wav", ".flac", ".mp3", ".opus", ".ogg", ".m4a", ".mp4", ".webm")
 MAX_TEXT = 64 * 1024
 #: An archive may have so many files.
 MAX_FILES = 5_000
+#: Its table of contents may have so many bytes per file that it may have.
+_BYTES_PER_NAME = 1024
 #: What zipfile and its decompressors raise at damaged or encrypted files.
 _UNPACKING = (
     zipfile.BadZipFile, RuntimeError, NotImplementedError, EOFError, ValueError, OSError,
@@ -51,21 +53,37 @@ def sounds_among(names: list[str]) -> list[str]:
     )
 
 
-def text_for(sound: str, names: dict[str, str]) -> str:
+def by_small_letters(names: list[str]) -> dict[str, list[str]]:
+    """Return names by what they are in small letters: on most systems there can be several."""
+    found: dict[str, list[str]] = {}
+    for name in dict.fromkeys(names):
+        found.setdefault(name.lower(), []).append(name)
+    return found
+
+
+def text_for(sound: str, names: dict[str, list[str]]) -> str:
     """Return the name of a recording's text.
 
     Args:
         sound: name of the recording, with its folder.
-        names: all names, by what they are in small letters.
+        names: all names (:func:`by_small_letters`).
 
     Raises:
-        RefusedError: there is none.
+        RefusedError: there is none, or it is not clear which one it is.
     """
     folder = PurePosixPath(sound).parent
     wanted = [str(folder / name) for name in text_names(sound)]
     for name in wanted:
-        if name.lower() in names:
-            return names[name.lower()]
+        found = names.get(name.lower(), [])
+        if name in found:
+            return name
+        if found and len(found) == len(names[sound.lower()]) == 1:
+            return found[0]
+        if found:
+            raise RefusedError(
+                f"the text of {PurePosixPath(sound).name} must be {PurePosixPath(name).name}, "
+                "where other names differ from these in small and capital letters alone."
+            )
     raise RefusedError(f"there is no {' or '.join(PurePosixPath(n).name for n in wanted)}.")
 
 
@@ -84,6 +102,20 @@ def read_text(file: BinaryIO) -> str:
         raise RefusedError("text must be in UTF-8.") from None
 
 
+def _check_contents(file: BinaryIO) -> None:
+    """Refuse an archive whose table of contents is too large, which ZipFile reads whole: of what
+    the service takes, millions of files without a content, each a hundred times larger in memory.
+    """
+    # The same function that ZipFile asks, so that nothing looks small here and is large there.
+    end = zipfile._EndRecData(file)  # type: ignore[attr-defined]
+    size = end[zipfile._ECD_SIZE] if end else 0  # type: ignore[attr-defined]
+    if size > MAX_FILES * _BYTES_PER_NAME:
+        raise RefusedError(
+            f"archive must have at most {MAX_FILES:,} files, whose names fill at most "
+            f"{MAX_FILES * _BYTES_PER_NAME:,} bytes, not {size:,}."
+        )
+
+
 Pair = tuple[str, Callable[[], AbstractContextManager[BinaryIO]], Callable[[], str]]
 
 
@@ -100,13 +132,16 @@ def pairs_in_archive(file: BinaryIO, max_bytes: int) -> Iterator[Pair]:
         RefusedError: it is no ZIP file, or there is no recording in it.
     """
     try:
+        _check_contents(file)
         archive = zipfile.ZipFile(file)
         names = archive.namelist()
-    except (zipfile.BadZipFile, ValueError, NotImplementedError, OverflowError) as error:
+    except RefusedError:
+        raise
+    except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError, OverflowError) as error:
         raise RefusedError("archive must be a ZIP file.") from error
     if len(names) > MAX_FILES:
         raise RefusedError(f"archive must have at most {MAX_FILES:,} files, not {len(names):,}.")
-    known = {name.lower(): name for name in names}
+    known = by_small_letters(names)
     sounds = sounds_among(names)
     if not sounds:
         raise RefusedError(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterable
+from typing import Any
 
 from sqlalchemy.exc import IntegrityError
 
@@ -37,32 +38,46 @@ def recover(corrections: Corrections, clean: Callable[[str], str] = str.strip) -
     here = storage.names()
     strangers = [name for name in here if name not in known]
     abouts = {name: read_about(about) for name, about in storage.read(strangers, ABOUT).items()}
-    # Those that had a number first, in its order; then the rest, in the order of their arrival.
-    for name in sorted(strangers, key=lambda name: abouts[name].get("seq", 2**62)):
-        try:
-            _enter(corrections, name, abouts[name], clean)
-            _log.warning("Correction %s was whole on disk and is now in the index.", name)
-        except (RefusedError, ValueError, OSError) as error:
-            _log.error("%r is no correction and is left alone: %s", name, error)
+    # Those that had a number first, in its order; then the rest, in the order of their arrival,
+    # whose new numbers are none that what was deleted had.
+    numbered = sorted(filter(abouts.get, strangers), key=lambda name: abouts[name]["seq"])
+    taken = _enter_each(corrections, numbered, abouts, clean)
     index.restore_deletions(corrections.trail.rows(DELETION))
+    rest = [name for name in strangers if name in taken or not abouts[name]]
+    _enter_each(corrections, rest, {}, clean)
     for name in sorted(known.difference(here)):
         _log.error("The files of correction %s are gone; it is not used in training.", name)
     _complete(corrections)
     _take_texts_from_files(corrections, [name for name in here if name in known], clean)
 
 
+def _enter_each(
+    corrections: Corrections,
+    names: Iterable[str],
+    abouts: dict[str, dict[str, Any]],
+    clean: Callable[[str], str],
+) -> set[str]:
+    """Enter what can be entered; return those whose number is taken: somebody has copied them."""
+    taken = set()
+    for name in names:
+        try:
+            _enter(corrections, name, abouts.get(name, {}), clean)
+            _log.warning("Correction %s was whole on disk and is now in the index.", name)
+        except IntegrityError:
+            taken.add(name)
+        except (RefusedError, ValueError, OSError) as error:
+            _log.error("%r is no correction and is left alone: %s", name, error)
+    return taken
+
+
 def _enter(
-    corrections: Corrections, name: str, about: dict[str, object], clean: Callable[[str], str]
+    corrections: Corrections, name: str, about: dict[str, Any], clean: Callable[[str], str]
 ) -> None:
     with corrections.storage.copy(name) as folder:
         (path,) = folder.glob("audio.*")
-        sent = (folder / TEXT_NAME).read_text(encoding="utf-8")
+        sent = (folder / TEXT_NAME).read_bytes().decode()  # its ends of lines, too, are as sent
         written = corrections.look_at(path)
-    text = _cleaned(sent, clean)
-    try:
-        corrections.enter(name, written, text, sent, about)
-    except IntegrityError:  # somebody has copied the folder: its number is taken
-        corrections.enter(name, written, text, sent, {})
+    corrections.enter(name, written, _cleaned(sent, clean), sent, about)
 
 
 def _cleaned(sent: str, clean: Callable[[str], str]) -> str:

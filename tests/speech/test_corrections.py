@@ -191,6 +191,37 @@ def test_a_correction_whose_files_are_gone_is_kept_when_it_is_sent_again(tmp_pat
     assert index(kept) == contents(tmp_path / "d") != {}
 
 
+def test_what_is_sent_again_during_its_deletion_is_kept_anew(tmp_path, wav, monkeypatch, store):
+    kept, sound = store(tmp_path / "d"), wav().read_bytes()
+    first, _ = kept.add(io.BytesIO(sound), "hello")
+    real, answers = kept.storage.set_aside, []
+    again = threading.Thread(target=lambda: answers.append(kept.add(io.BytesIO(sound), "hello")))
+
+    def set_aside(name):
+        real(name)
+        again.start()
+        again.join(0.5)  # long enough for an upload that does not wait
+
+    with monkeypatch.context() as patch:
+        patch.setattr(kept.storage, "set_aside", set_aside)
+        kept.remove(first)
+    again.join()
+    ((second, new),) = answers
+    assert (new, second.seq) == (True, 2)
+    assert index(kept) == contents(tmp_path / "d") == {second.id: (first.sha256, "hello")}
+    kept.remove(second)
+    assert [d.seq for d in kept.index.deletions(0, 9)] == [1, 2]
+
+
+def test_what_is_sent_again_after_a_broken_deletion_survives_the_next_start(tmp_path, wav, store):
+    kept, sound = store(tmp_path / "d"), wav().read_bytes()
+    first, _ = kept.add(io.BytesIO(sound), "hello")
+    kept.storage.set_aside(first.id)  # and the connection to the index was lost
+    assert kept.add(io.BytesIO(sound), "hello") == (first, True)
+    recover(kept)
+    assert index(kept) == contents(tmp_path / "d") != {}
+
+
 def test_a_text_is_changed_in_file_and_index_or_in_neither(tmp_path, wav, monkeypatch, store):
     kept, sound = store(tmp_path / "d"), wav().read_bytes()
     first, _ = kept.add(io.BytesIO(sound), "hello")
@@ -206,6 +237,38 @@ def test_a_text_is_changed_in_file_and_index_or_in_neither(tmp_path, wav, monkey
             kept.change_text(first, "hill")
     assert sorted(text for _, text in index(kept).values()) == ["hell", "help"]
     assert index(kept) == contents(tmp_path / "d")
+
+
+def test_a_changed_text_that_cannot_be_committed_leaves_the_earlier_one(
+    tmp_path, wav, monkeypatch, store
+):
+    kept = store(tmp_path / "d")
+    first, _ = kept.add(io.BytesIO(wav().read_bytes()), "hello")
+    real = sqlalchemy.Connection.commit
+
+    def full(connection):
+        patch.setattr(sqlalchemy.Connection, "commit", real)
+        connection.rollback()
+        raise sqlalchemy.exc.OperationalError("COMMIT", None, Exception("disk is full"))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(sqlalchemy.Connection, "commit", full)
+        with pytest.raises(sqlalchemy.exc.OperationalError):
+            kept.change_text(first, "help")
+    assert kept.index.page() == [first]
+    assert index(kept) == contents(tmp_path / "d")
+
+
+def test_a_text_is_not_changed_of_what_is_deleted_meanwhile(tmp_path, wav, monkeypatch, store):
+    kept = store(tmp_path / "d")
+    first, _ = kept.add(io.BytesIO(wav().read_bytes()), "hello")
+    kept.remove(first)
+    with monkeypatch.context() as patch:
+        patch.setattr(kept.storage, "has", lambda *_: True)  # as it was just before
+        with pytest.raises(RefusedError, match="no correction of this id") as caught:
+            kept.change_text(first, "help")
+    assert caught.value.status == 404
+    assert contents(tmp_path / "d") == {}
 
 
 def test_a_kill_between_file_and_index_of_a_changed_text_leaves_the_new_one(tmp_path, wav, store):
@@ -227,6 +290,21 @@ def test_a_deleted_correction_is_gone_and_stays_gone(tmp_path, wav, store):
     kept.remove(both[0])  # again, as after a kill
     # Its number is not given to another.
     assert kept.add(io.BytesIO(wav(seed=7).read_bytes()), "x")[0].seq == 3
+
+
+def test_a_deleted_correction_that_comes_back_from_a_backup_can_be_deleted_again(
+    tmp_path, wav, store
+):
+    kept = store(tmp_path / "d")
+    first, _ = kept.add(io.BytesIO(wav().read_bytes()), "hello")
+    shutil.copytree(kept.folder / first.id, tmp_path / "backup")
+    kept.remove(first)
+    shutil.copytree(tmp_path / "backup", kept.folder / first.id)
+    recover(kept)
+    assert kept.index.page() == [first]
+    kept.remove(first, "retention")
+    assert index(kept) == contents(tmp_path / "d") == {}
+    assert [(d.seq, d.reason) for d in kept.index.deletions(0, 9)] == [(1, "retention")]
 
 
 def test_an_index_that_cannot_be_written_leaves_no_correction(tmp_path, wav, monkeypatch, store):

@@ -12,8 +12,9 @@ import pytest
 
 pytest.importorskip("fastapi", reason="the group 'speech' is not installed")
 
+from ewc_tutorial.speech import importing, pairs
 from ewc_tutorial.speech.errors import RefusedError
-from ewc_tutorial.speech.pairs import pairs_in_archive, sounds_among, text_for
+from ewc_tutorial.speech.pairs import by_small_letters, pairs_in_archive, sounds_among, text_for
 
 pytestmark = pytest.mark.timeout(300)
 
@@ -31,13 +32,27 @@ def test_texts_are_found_by_either_name():
         "d/audio_0001.wav", "d/text_0001.txt", "NAME.WAV", "name.TXT", "._NAME.WAV", "x.txt",
         "lost.wav", "__MACOSX/d/audio_0001.wav", "audio_7.flac", "audio_7.txt",
     ]  # fmt: skip
-    known = {name.lower(): name for name in names}
+    known = by_small_letters(names)
     sounds = sounds_among(names)
     assert sounds == ["NAME.WAV", "audio_7.flac", "d/audio_0001.wav", "lost.wav"]
     found = [text_for(name, known) for name in sounds[:3]]
     assert found == ["name.TXT", "audio_7.txt", "d/text_0001.txt"]
     with pytest.raises(RefusedError, match=r"there is no lost\.txt"):
         text_for("lost.wav", known)
+
+
+def test_names_that_differ_in_capitals_alone_are_not_mixed_up():
+    def found(*names):
+        return [text_for(name, by_small_letters(list(names))) for name in sounds_among(names)]
+
+    assert found("A.wav", "A.txt", "a.wav", "a.txt") == ["A.txt", "a.txt"]
+    for names in (
+        ("A.wav", "A.TXT", "a.wav", "a.txt"),
+        ("A.wav", "a.wav", "a.txt"),
+        ("A.wav", "A.TXT", "a.txt"),
+    ):
+        with pytest.raises(RefusedError, match=r"the text of A\.wav must be A\.txt, where"):
+            found(*names)
 
 
 def test_a_small_archive_cannot_become_a_large_one():
@@ -49,6 +64,14 @@ def test_a_small_archive_cannot_become_a_large_one():
     with pytest.raises(RefusedError, match="at most 1,048,576 bytes"):
         bomb_sound()
     assert sound().read() == b"y"
+
+
+def test_an_archive_of_very_many_files_is_refused_before_they_are_listed(monkeypatch):
+    many = zipped({f"{i:0200d}": b"" for i in range(21_000)}, zipfile.ZIP_STORED)
+    with monkeypatch.context() as patch:
+        patch.setattr(pairs.zipfile, "ZipInfo", None)
+        with pytest.raises(RefusedError, match=r"at most 5,000 files.* 5,120,000 bytes, not 5,166"):
+            next(pairs_in_archive(io.BytesIO(many), 2**20))
 
 
 @pytest.mark.parametrize("position", range(0, 300, 7))
@@ -138,6 +161,21 @@ def test_the_command_imports_a_folder_once(service, layout):
     for name, words in PROBLEMS.items():
         assert any(line.startswith(name) and words in line for line in first.stderr.splitlines())
     assert run().stdout == "0 new, 6 there already, 3 refused.\n"
+
+
+@pytest.mark.parametrize("host", ["::1", "[::1]"])
+def test_the_command_knows_an_address_of_ipv6(tmp_path, monkeypatch, host):
+    monkeypatch.setenv("EWC_SPEECH_HOST", host)
+    monkeypatch.setattr(sys, "argv", ["importing", str(tmp_path)])
+    asked = []
+    monkeypatch.setattr(
+        importing, "send_folder", lambda client, _: asked.append(client.base_url) or (1, 0, [])
+    )
+    importing.main()
+    assert (asked[0].host, asked[0].port) == ("::1", 8017)
+    monkeypatch.setattr(sys, "argv", ["importing", str(tmp_path), "--to", "http://::1:8017"])
+    with pytest.raises(SystemExit, match="^'http://::1:8017' must be an address such as http://"):
+        importing.main()
 
 
 def test_the_command_says_in_a_sentence_that_nobody_answers(layout):

@@ -71,6 +71,22 @@ def test_folders_without_a_number_come_in_the_order_of_their_arrival(tmp_path, w
     assert (rows(again)[-1].id, rows(again)[-1].seq) == ("copy", 9)
 
 
+def test_an_index_made_again_gives_no_number_of_what_was_deleted(tmp_path, wav, store, indexes):
+    kept = filled(store, tmp_path / "d", wav, 4)
+    first, _, third, last = rows(kept)
+    kept.remove(last)
+    (kept.folder / third.id / "about.json").unlink()  # as a kill before its row would leave it
+    shutil.copytree(kept.folder / first.id, kept.folder / "copy")
+    (kept.folder / "copy" / "text.txt").write_text("other")
+    deleted = kept.index.deletions(0, 9)
+    indexes.lose(tmp_path / "d")
+    again = store(tmp_path / "d")
+    recover(again)
+    assert again.index.deletions(0, 9) == deleted
+    assert [c.seq for c in rows(again)] == [1, 2, 5, 6]
+    assert {c.id for c in rows(again)[2:]} == {third.id, "copy"}
+
+
 @pytest.mark.parametrize("indexes", ["sqlite"], indirect=True)
 def test_an_index_of_an_earlier_version_of_the_service_is_completed(tmp_path, wav, store, indexes):
     kept = filled(store, tmp_path / "d", wav, 3)
@@ -166,6 +182,15 @@ def test_a_deletion_that_cannot_be_noted_changes_nothing(tmp_path, wav, monkeypa
     assert rows(kept) == [first]
     assert kept.path(first).exists()
     assert kept.index.deletions(0, 9) == []
+
+
+def test_a_text_is_as_it_was_sent_in_an_index_made_again(tmp_path, wav, store, indexes):
+    kept = store(tmp_path / "d")
+    kept.add(io.BytesIO(wav().read_bytes()), "stone deer", sent="Stone,\r\ndeer!\r")
+    indexes.lose(tmp_path / "d")
+    again = store(tmp_path / "d")
+    recover(again, lambda _: "stone deer")
+    assert [c.sent for c in rows(again)] == ["Stone,\r\ndeer!\r"]
 
 
 def test_a_text_that_the_model_cannot_write_keeps_its_place(tmp_path, wav, store, indexes):

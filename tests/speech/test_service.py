@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import errno
 import hashlib
@@ -22,6 +23,7 @@ pytest.importorskip("fastapi", reason="the group 'speech' is not installed")
 
 from ewc_tutorial.speech.brake import Brake
 from ewc_tutorial.speech.database import Database
+from ewc_tutorial.speech.errors import RefusedError
 from ewc_tutorial.speech.recogniser import Recogniser
 from ewc_tutorial.speech.service import Service
 from ewc_tutorial.speech.settings import Settings
@@ -369,6 +371,22 @@ def test_the_token_for_uploads_opens_these_alone(guarded):
         assert status(guarded, method, path, TOKEN) is None, path
 
 
+@pytest.mark.parametrize("end", "àÅ")
+def test_a_token_may_end_in_any_letter(tmp_path, settings, end):
+    """In UTF-8 they end in what Latin-1 has for a space that does not break, and for a new line."""
+    from fastapi.testclient import TestClient
+
+    from ewc_tutorial.speech.app import create_app
+
+    token = TOKEN + end
+    app = create_app(Settings(data=tmp_path, token=token, **settings))
+    client = TestClient(app, raise_server_exceptions=False)
+    for sent, wanted in ((token, None), (TOKEN, 401)):
+        headers = {"authorization": f"Bearer {sent}  ".encode()}
+        answer = client.get("/corrections", headers=headers).status_code
+        assert (answer if answer == 401 else None) == wanted
+
+
 def test_wrong_tokens_are_logged_and_slowed(guarded, caplog):
     """Of 262 in five seconds none was logged and none was slowed."""
     statuses = [status(guarded, "GET", "/corrections", f"guess-{i}") for i in range(262)]
@@ -400,6 +418,10 @@ def test_a_sender_is_listened_to_again_and_ipv6_has_no_way_round():
     assert brake.wait("2001:db8::1") == 0
     brake.wrong("2001:db8::1")
     assert brake.wait("2001:db8::1") == 1, "until the second of the five is a minute old"
+    for _ in range(5):
+        brake.wrong("::ffff:192.0.2.1")
+    assert brake.wait("::ffff:192.0.2.1") == brake.wait("192.0.2.1") == 60
+    assert brake.wait("::ffff:192.0.2.2") == brake.wait("::1") == 0
     for i in range(20_000):
         brake.wrong(f"{i}")
     assert len(brake._wrong) == 10_000
@@ -541,6 +563,47 @@ def test_trouble_with_the_disk_is_a_sentence_and_hearing_goes_on(inside, wav, mo
     service = inside.app.state.service
     assert not any((service.settings.data / "incoming").iterdir())
     assert not any((service.settings.data / "corrections").iterdir())
+
+
+def test_a_recording_that_is_deleted_while_it_is_asked_for_is_gone(inside, wav, monkeypatch):
+    sent = upload(inside, wav(seconds=0.7, seed=92).read_bytes(), "lion").json()
+    one = f"/corrections/{sent['id']}"
+    corrections = inside.app.state.service.corrections
+    real = corrections.index.get(sent["id"])
+    assert inside.get(f"{one}/audio", headers={"range": "bytes=0-3"}).content == b"RIFF"
+    path = corrections.original(real)
+
+    class Seen(type(path)):
+        def exists(self):
+            return True
+
+    def deleted(*_):
+        inside.delete(one)
+        return Seen(path)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(corrections, "original", deleted)
+        answer = inside.get(f"{one}/audio")
+    assert (answer.status_code, answer.json()["detail"]) == (
+        404, "The recording of this correction is gone.",
+    )  # fmt: skip
+
+
+def test_a_recording_that_is_deleted_before_it_is_opened_sends_nothing(tmp_path, monkeypatch):
+    from ewc_tutorial.speech.routes.corrections import _Recording
+
+    path, sent = tmp_path / "x.wav", []
+    path.write_bytes(b"RIFF")
+    answer = _Recording(path)
+    monkeypatch.setattr(answer, "set_stat_headers", lambda _: path.unlink())
+
+    async def send(message):
+        sent.append(message)
+
+    scope = {"type": "http", "method": "GET", "headers": [], "asgi": {"spec_version": "2.4"}}
+    with pytest.raises(RefusedError, match="gone"):
+        asyncio.run(answer(scope, None, send))
+    assert sent == []
 
 
 def test_a_training_that_cannot_be_started_or_noted_blocks_no_other(

@@ -5,8 +5,11 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import os
 import shutil
+import sys
 import threading
+from pathlib import Path
 
 import fsspec
 import pytest
@@ -16,6 +19,7 @@ pytest.importorskip("soundfile", reason="the group 'speech' is not installed")
 
 from fastapi.testclient import TestClient
 
+from ewc_tutorial import files
 from ewc_tutorial.speech import objects
 from ewc_tutorial.speech.app import create_app
 from ewc_tutorial.speech.base import prepare
@@ -182,6 +186,54 @@ def test_another_machine_reads_checked_copies_of_what_is_not_deleted(tmp_path, w
     kept.remove(rows[0])
     away.storage.forget(away.index.ids)
     assert {p.name for p in away.folder.iterdir()} == {c.id for c in rows[1:]}
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux lists the files that are open")
+@pytest.mark.parametrize("url", ["bucket"], indirect=True)
+def test_a_file_is_closed_before_it_is_put_there(tmp_path, url, monkeypatch):
+    """Windows opens no file for reading that is open for writing."""
+    kept, seen = opened(tmp_path / "d", url), []
+
+    def put_file(_, source, __):
+        links = Path("/proc/self/fd").iterdir()
+        seen.append((source, [os.readlink(link) for link in links if link.exists()]))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Bucket, "put_file", put_file)
+        kept.storage.write("f" * 32, "text.txt", b"hello")
+    ((source, still_open),) = seen
+    assert source not in still_open
+    assert not any(kept.incoming.iterdir())
+
+
+@pytest.mark.parametrize("url", ["bucket"], indirect=True)
+def test_two_may_read_one_recording_first_at_the_same_time(tmp_path, wav, url, monkeypatch):
+    kept = opened(tmp_path / "d", url)
+    first, _ = kept.add(io.BytesIO(wav().read_bytes()), "hello")
+    both = threading.Barrier(2, timeout=10)
+
+    def replace(*paths):
+        both.wait()  # both have written what they are about to rename
+        os_replace(*paths)
+
+    os_replace, failed = files.os.replace, []
+
+    def read():
+        try:
+            kept.path(first)
+        except OSError as error:
+            failed.append(error)
+
+    threads = [threading.Thread(target=read) for _ in range(2)]
+    with monkeypatch.context() as patch:
+        patch.setattr(files.os, "replace", replace)
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    assert failed == []
+    assert text_of(kept.path(first)) == "hello"
+    assert not list(kept.folder.glob("*/.*"))
 
 
 @pytest.mark.parametrize("url", ["bucket"], indirect=True)

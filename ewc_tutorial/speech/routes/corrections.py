@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import asdict
 from typing import Annotated, Any
 
 from fastapi import Depends, FastAPI, Form, Query, Request, Response, UploadFile
 from fastapi.responses import FileResponse
+from starlette.types import Message, Receive, Scope, Send
 
 from ewc_tutorial.speech.disk import DISK_ERRORS, disk_problem
 from ewc_tutorial.speech.errors import RefusedError
@@ -32,6 +34,28 @@ _MEDIA = {
     "wav": "audio/wav", "flac": "audio/flac", "mp3": "audio/mpeg", "ogg": "audio/ogg",
     "m4a": "audio/mp4", "webm": "audio/webm",
 }  # fmt: skip
+
+
+class _Recording(FileResponse):
+    """A file that may be gone, also if it is deleted while this is about to be sent."""
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        held: list[Message] = []
+
+        async def send_once_open(message: Message) -> None:
+            if message["type"] == "http.response.start":  # which comes before the file is opened
+                held.append(message)
+                return
+            while held:
+                await send(held.pop())
+            await send(message)
+
+        try:
+            self.stat_result = os.stat(self.path)
+            self.set_stat_headers(self.stat_result)
+            await super().__call__(scope, receive, send_once_open)
+        except FileNotFoundError:
+            raise RefusedError("The recording of this correction is gone.", 404) from None
 
 
 def add_corrections(app: FastAPI, settings: Settings, bearer: list[Any]) -> None:
@@ -173,9 +197,7 @@ def _add_one(app: FastAPI, bearer: list[Any]) -> None:
         """Its recording, as it was sent."""
         correction = found(request, correction_id)
         path = request.app.state.service.corrections.original(correction)
-        if not path.exists():
-            raise RefusedError("The recording of this correction is gone.", 404)
-        return FileResponse(path, media_type=_MEDIA[correction.format])
+        return _Recording(path, media_type=_MEDIA[correction.format])
 
     @app.patch(one, dependencies=bearer, responses=problems(400, 404, 409, 422))
     def change_text(request: Request, correction_id: str, new: NewText) -> CorrectionOut:
