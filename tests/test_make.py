@@ -338,6 +338,20 @@ def test_clean_takes_what_can_be_made_again_and_nothing_else(tmp_path):
     assert (elsewhere / "file").exists()
 
 
+@pytest.mark.parametrize(
+    "name", ["key.txt", "course/submitted/anna/02/02.ipynb", "course/gradebook.db"]
+)
+def test_clean_leaves_what_students_handed_in_their_marks_and_the_key(tmp_path, capsys, name):
+    handed_in = tmp_path / "build" / "classroom" / name
+    handed_in.parent.mkdir(parents=True)
+    handed_in.touch()
+    (tmp_path / "build" / "slides.html").touch()
+    make.clean(tmp_path)
+    assert handed_in.exists()
+    assert [path.name for path in (tmp_path / "build").iterdir()] == ["classroom"]
+    assert "build/classroom stays" in Path(capsys.readouterr().out).as_posix()
+
+
 # --- make -------------------------------------------------------------------------------------
 
 
