@@ -4,10 +4,10 @@
     python -m ewc_tutorial.course.mark --format json --key KEY *.ipynb
 
 A submission is a lesson or its student version, filled in. Of its cells those are run that the
-reader fills in, and of all others the imports and the functions, so that nothing is trained and a
-submission takes seconds. Each answer is tried on cases that nobody has seen: they are drawn by
-seeds that the key decides, and are the same for all submissions. Predictions count if they were
-made, not if they were right.
+reader fills in, and of all others the imports, the functions and the constants, so that nothing is
+trained and a submission takes seconds. Each answer is tried on cases that nobody has seen: they are
+drawn by seeds that the key decides, and are the same for all submissions. What was right in one
+cell stays right. Predictions count if they were made, not if they were right.
 
 Marking runs the students' code with your rights: use an account or a container that has no others.
 """
@@ -107,9 +107,13 @@ def mark(submission: nbformat.NotebookNode, key: str) -> list[Mark]:
     for cell in submission.cells:
         names = set(bound(cell))
         mine = [one for one in questions if one.names[0] in names]
+        for one in mine:
+            if one.name not in verdicts:  # what a lesson imports under this name is no answer
+                namespace.pop(one.names[0], None)
         error = _run(cell, namespace, whole=bool(mine))
         for one in mine:
-            verdicts[one.name] = _verdict(one, namespace, error, key)
+            if not verdicts.get(one.name):  # a later cell may use the name for something else
+                verdicts[one.name] = _verdict(one, namespace, error, key)
     return [
         Mark(
             one.number,
@@ -122,34 +126,62 @@ def mark(submission: nbformat.NotebookNode, key: str) -> list[Mark]:
     ]
 
 
-def _verdict(one: Asked, namespace: dict[str, Any], error: Exception | None, key: str) -> Result:
+def _verdict(
+    one: Asked, namespace: dict[str, Any], error: BaseException | None, key: str
+) -> Result:
     if one.by_hand:
         return _MISSING
-    if error is not None:
-        return Result(False, f"✗ The cell raised {type(error).__name__}: {error}")
-    return judge(one.name, *(namespace[name] for name in one.names), key=key)
+    if not all(name in namespace for name in one.names):
+        return _raised("The cell", error) if error else _MISSING
+    try:
+        return judge(one.name, *(namespace[name] for name in one.names), key=key)
+    except KeyboardInterrupt:
+        raise
+    except BaseException as odd:  # one answer must not take the points of all others along
+        return _raised("The answer", odd)
 
 
-def _run(cell: nbformat.NotebookNode, namespace: dict[str, Any], whole: bool) -> Exception | None:
-    """Run a cell's checks never, its definitions always, and the rest if it is an answer."""
-    always = (ast.Import, ast.ImportFrom, ast.FunctionDef, ast.ClassDef)
+def _raised(what: str, error: BaseException) -> Result:
+    return Result(False, f"✗ {what} raised {type(error).__name__}: {error}")
+
+
+def _run(
+    cell: nbformat.NotebookNode, namespace: dict[str, Any], whole: bool
+) -> BaseException | None:
+    """Run a cell's checks never, what it defines always, and the rest if it is an answer.
+
+    What raises does not keep the rest from being run: the line behind a right function may try it
+    on data that marking does not have. The first error is returned.
+    """
+    first = None
     for node in statements(cell):
-        if calls(node, "check") or calls(node, "reveal") or not (whole or isinstance(node, always)):
+        if calls(node, "check") or calls(node, "reveal") or not (whole or _defines(node)):
             continue
         try:
             exec(
                 compile(ast.Module([node], []), f"<cell {cell.get('id', '?')}>", "exec"), namespace
             )
-        except Exception as error:
-            if whole:
-                return error
-    return None
+        except KeyboardInterrupt:
+            raise
+        except BaseException as error:  # also of exit(): the rest of the submission counts
+            first = first or error
+    return first
+
+
+def _defines(node: ast.stmt) -> bool:
+    """Return whether a statement imports, defines, or assigns without a call, as constants are."""
+    if isinstance(node, ast.Assign | ast.AnnAssign | ast.AugAssign) and node.value is not None:
+        called = any(isinstance(part, ast.Call) for part in ast.walk(node.value))
+        return isinstance(node.value, ast.Lambda) or not called
+    return isinstance(node, ast.Import | ast.ImportFrom | ast.FunctionDef | ast.ClassDef)
 
 
 def _said(number: Any) -> Result:
     try:
         value = float(number)
-    except (TypeError, ValueError):
+    except OverflowError:
+        return Result(False, "✗ A prediction is a finite number; this one is too large.")
+    except (TypeError, ValueError, RuntimeError):  # the last by a tensor of several numbers
         return Result(False, "○ Not attempted yet: no number was said.")
     if value != value or value in (float("inf"), float("-inf")):
         return Result(False, f"✗ A prediction is a finite number, not {value}.")

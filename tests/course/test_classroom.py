@@ -243,6 +243,62 @@ def test_the_command_marks_four_submissions(tmp_path, capfd):
     assert EXERCISES["path_importance"].judge(namespace["path_importance"], seed=0)
 
 
+ARGMAX = "logits.argmax(1)"
+RIGHT = "def accuracy(logits, y):\n    return (logits.argmax(1) == y).float().mean().item()"
+
+
+def handed_in(*cells: str, name: str = "accuracy") -> list[mark.Mark]:
+    """Return the marks of a lesson in which some cells stand in place of one exercise's answer."""
+    submission = student(lesson("00"))
+    (one,) = (one for one in asked(submission) if one.name == name)
+    submission.cells[one.answer].source = cells[0]
+    more = [nbformat.v4.new_code_cell(source) for source in cells[1:]]
+    submission.cells[one.answer + 1 : one.answer + 1] = more
+    return mark.mark(submission, KEY)
+
+
+@pytest.mark.parametrize(
+    "cells",
+    [
+        (f"{RIGHT}\n\n\nprint(accuracy(model_logits, labels))",),
+        (f"{RIGHT}\n\n\n%timeit accuracy(1, 2)",),
+        (f"%%time\n{RIGHT}",),
+        ("if True:\n    " + RIGHT.replace("\n", "\n    "),),
+        ("DIM, top = -1, torch.argmax", RIGHT.replace(ARGMAX, "top(logits, DIM)")),
+        ("dim: int = 1\nbest = lambda z: z.max(dim)[1]", RIGHT.replace(ARGMAX, "best(logits)")),
+        (RIGHT, "accuracy = accuracy(model(x), y)"),
+        (RIGHT, "accuracy = 0.93"),
+        ("raise SystemExit", RIGHT),
+    ],
+)  # fmt: skip
+def test_what_stands_around_a_right_answer_costs_no_points(cells):
+    found = {m.exercise: m for m in handed_in(*cells)}
+    assert (found["accuracy"].points, found["permute_pixels"].points) == (1, 0)
+
+
+@pytest.mark.parametrize(
+    ("source", "words"),
+    [
+        ("accuracy = undefined_name", "✗ The cell raised NameError"),
+        ("from ewc_tutorial.course.reference import accuracy\naccuracy = nothing", "package's own"),
+        ("%%html\n<b>def accuracy</b>", "○ Nothing was handed in"),
+        ("def accuracy(logits, y):\n    exit()", "✗ The answer raised SystemExit"),
+    ],
+)
+def test_what_defines_no_answer_has_no_points(source, words):
+    found = {m.exercise: m for m in handed_in(source)}
+    assert found["accuracy"].points == 0
+    assert words in found["accuracy"].verdict
+
+
+@pytest.mark.parametrize("said", ["10**400", "torch.ones(2)", "'much'"])
+def test_one_odd_answer_takes_no_points_of_the_others(said):
+    found = {
+        m.exercise: m.points for m in handed_in(f"my_guess = {said}", RIGHT, name="slow_and_long")
+    }
+    assert found == {"slow_and_long": 0, "accuracy": 1, "permute_pixels": 0}
+
+
 @pytest.mark.slow
 def test_a_submission_that_borrows_hangs_or_dies_harms_nobody(tmp_path, capfd):
     released = student(lesson(LESSON))

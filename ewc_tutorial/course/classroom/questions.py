@@ -17,6 +17,9 @@ from ewc_tutorial.course.exercises.written import WrittenTest
 LESSONS = Path(__file__).resolve().parents[3] / "notebooks"
 _HEADING = re.compile(r"^### Exercise (\d\d\.\d+) · (.+?) (●[●○]{2}) ", flags=re.M)
 
+#: Magics above a cell that run it as it is; of others, such as %%html, the rest is no Python.
+TIMED = re.compile(r"\A(?:\s*%%(?:time|capture|prun)\b.*\n)+")
+
 
 @dataclass(frozen=True)
 class Asked:
@@ -95,10 +98,17 @@ def asked(notebook: nbformat.NotebookNode) -> list[Asked]:
 
 def bound(cell: nbformat.NotebookNode) -> dict[str, ast.stmt]:
     """Return the names that a code cell defines or assigns, not those that it imports."""
+    return _bound(statements(cell))
+
+
+def _bound(nodes: list[ast.stmt]) -> dict[str, ast.stmt]:
     names: dict[str, ast.stmt] = {}
-    for node in statements(cell):
+    for node in nodes:
         if isinstance(node, ast.FunctionDef | ast.ClassDef):
             names[node.name] = node
+        elif isinstance(node, ast.If | ast.Try | ast.With | ast.For | ast.While):
+            for part in ("body", "orelse", "finalbody"):
+                names |= _bound(getattr(node, part, []))
         elif isinstance(node, ast.Assign | ast.AnnAssign):
             targets = node.targets if isinstance(node, ast.Assign) else [node.target]
             for target in targets:
@@ -115,7 +125,8 @@ def statements(cell: nbformat.NotebookNode) -> list[ast.stmt]:
     from IPython.core.inputtransformer2 import TransformerManager
 
     try:
-        return ast.parse(TransformerManager().transform_cell(cell.source)).body
+        source = TIMED.sub("", cell.source)
+        return ast.parse(TransformerManager().transform_cell(source)).body
     except SyntaxError:
         return []
 
