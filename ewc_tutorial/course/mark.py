@@ -25,6 +25,7 @@ import sys
 from contextlib import redirect_stdout, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from types import CodeType
 from typing import Any
 
 import nbformat
@@ -39,7 +40,8 @@ from ewc_tutorial.course.classroom.questions import (
     statements,
 )
 from ewc_tutorial.course.exercises import EXERCISES, Exercise, Prediction
-from ewc_tutorial.course.exercises.core import Result
+from ewc_tutorial.course.exercises.core import Cases, Result
+from ewc_tutorial.course.exercises.written import WrittenTest
 
 #: How many draws of cases an answer must pass.
 DRAWS = 3
@@ -79,8 +81,8 @@ def judge(name: str, *given: Any, key: str) -> Result:
         verdict = question.judge(*given, seed=seed)
         if not verdict:
             return verdict
-    if isinstance(question, Exercise) and _borrows(question, given[0], seeds(name, key)[0]):
-        return Result(False, "✗ The answer calls the package's own answer to this exercise.")
+    if isinstance(question, Exercise | WrittenTest) and _borrows(question, given[0], seed):
+        return Result(False, "✗ The answer calls the package's own answer to an exercise.")
     return verdict
 
 
@@ -188,16 +190,29 @@ def _said(number: Any) -> Result:
     return Result(True, f"✓ {value:g} was said.")
 
 
-def _borrows(exercise: Exercise, fn: Any, seed: int) -> bool:
-    """Return whether a function runs the package's answer."""
-    found = False
+def _borrows(question: Exercise | WrittenTest, fn: Any, seed: int) -> bool:
+    """Return whether an answer runs the package's own, or a textbook function that that needs not.
+
+    What the package's own answer calls, such as the score, any answer may call.
+    """
+    own = question.answer.__code__
+    if isinstance(question, WrittenTest):
+        return own in _ran(fn, [(question.made(question.correct[0], seed),)])
+    allowed = _ran(question.answer, question.drawn(seed)) - {own}
+    borrowed = _ran(fn, question.drawn(seed)) - allowed
+    return any(code.co_filename == own.co_filename for code in borrowed)
+
+
+def _ran(fn: Any, cases: Cases) -> set[CodeType]:
+    """Return all code of Python that a function runs."""
+    found = set()
 
     def look(frame: Any, event: str, argument: Any) -> None:
-        nonlocal found
-        found = found or (event == "call" and frame.f_code is exercise.answer.__code__)
+        if event == "call":
+            found.add(frame.f_code)
 
     before = sys.getprofile()
-    for arguments in exercise.drawn(seed):
+    for arguments in cases:
         sys.setprofile(look)
         try:
             with suppress(Exception):

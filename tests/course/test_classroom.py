@@ -19,7 +19,7 @@ import numpy as np
 import pytest
 import torch
 
-from ewc_tutorial.course import classroom, mark
+from ewc_tutorial.course import classroom, mark, programs, reference
 from ewc_tutorial.course.classroom.__main__ import build
 from ewc_tutorial.course.classroom.questions import LESSONS, asked, bound, lesson, number_of
 from ewc_tutorial.course.classroom.versions import HIDDEN, assignment, student
@@ -297,6 +297,29 @@ def test_one_odd_answer_takes_no_points_of_the_others(said):
         m.exercise: m.points for m in handed_in(f"my_guess = {said}", RIGHT, name="slow_and_long")
     }
     assert found == {"slow_and_long": 0, "accuracy": 1, "permute_pixels": 0}
+
+
+def own_test(program):
+    return len(program.measure(program.old)) > 0
+
+
+@pytest.mark.parametrize(
+    ("name", "answer", "borrows"),
+    [
+        ("fisher_empirical", lambda m, x, y: reference.fisher_from_batches(m, x, y, 1), True),
+        ("fisher_empirical", lambda m, x, y: reference.score(m, x, y), False),
+        ("accuracy", lambda logits, y: reference.accuracy(logits, y), True),
+        ("accuracy", lambda logits, y: (logits.argmax(1) == y).float().mean(), False),
+        # A program is trained for each of these.
+        pytest.param("test_of_ewc", programs.careful_test, True, marks=pytest.mark.slow),
+        pytest.param(
+            "test_of_ewc", lambda p: programs.careful_test(p), True, marks=pytest.mark.slow
+        ),
+        pytest.param("test_of_ewc", own_test, False, marks=pytest.mark.slow),
+    ],
+)
+def test_an_answer_that_runs_the_packages_own_is_noticed(name, answer, borrows):
+    assert mark._borrows(EXERCISES[name], answer, seed=1000) == borrows
 
 
 @pytest.mark.slow
