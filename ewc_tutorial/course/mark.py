@@ -17,6 +17,7 @@ from __future__ import annotations
 import argparse
 import ast
 import csv
+import glob
 import hashlib
 import json
 import multiprocessing
@@ -269,18 +270,24 @@ def main(arguments: list[str] | None = None) -> int:
         prog="python -m ewc_tutorial.course.mark", description=__doc__.splitlines()[0]
     )
     parser.add_argument("submissions", nargs="+", type=Path, metavar="NOTEBOOK")
-    parser.add_argument("--key", default="", help="what build/classroom/key.txt holds")
+    parser.add_argument("--key", help="what build/classroom/key.txt holds")
     parser.add_argument("--format", choices=("csv", "json"), default="csv")
     parser.add_argument("--timeout", type=float, default=120, help="seconds for each submission")
     ours = parser.parse_args(arguments)
+    if ours.key is not None and not ours.key.strip():
+        parser.error("--key must be what build/classroom/key.txt holds, not empty.")
+    if hasattr(sys.stdout, "reconfigure"):  # a file on Windows would take no ✓, nor some names
+        sys.stdout.reconfigure(encoding="utf-8", errors="surrogateescape")
     # No window for figures, and no note of the teacher's own progress.
     os.environ.update(MPLBACKEND="Agg", EWC_TUTORIAL_PROGRESS="off")
-    marks = {}
-    for path in ours.submissions:
+    marks, failed = {}, False
+    for path in _expanded(ours.submissions):
         try:
-            marks[path] = mark_file(path, ours.key, ours.timeout)
-        except (OSError, ValueError) as error:  # unreadable notebooks are ValueErrors, too
-            parser.error(f"{path}: {error}")
+            marks[path] = mark_file(path, (ours.key or "").strip(), ours.timeout)
+        except Exception as error:  # whatever is wrong with a file, the others have their marks
+            failed = True
+            print(f"{path}: {error}", file=sys.stderr)
+            marks[path] = [Mark("", "", None, 0, f"✗ Not marked: {error}")]
     if ours.format == "json":
         found = [
             {
@@ -292,14 +299,23 @@ def main(arguments: list[str] | None = None) -> int:
             for path, some in marks.items()
         ]
         print(json.dumps(found, indent=1, ensure_ascii=False))
-        return 0
+        return int(failed)
     table = csv.writer(sys.stdout, lineterminator="\n")
     table.writerow(["submission", "number", "exercise", "points", "of", "verdict"])
     for path, some in marks.items():
         for m in some:
             points = "" if m.points is None else m.points
             table.writerow([path, m.number, m.exercise, points, m.of, " ".join(m.verdict.split())])
-    return 0
+    return int(failed)
+
+
+def _expanded(paths: list[Path]) -> list[Path]:
+    """Return the paths with patterns replaced by the files that match: on Windows no shell does."""
+    found = []
+    for path in paths:
+        matching = [] if path.exists() else sorted(glob.glob(str(path)))
+        found += [Path(match) for match in matching] or [path]
+    return found
 
 
 if __name__ == "__main__":

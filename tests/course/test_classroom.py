@@ -349,13 +349,46 @@ def test_a_submission_that_borrows_hangs_or_dies_harms_nobody(tmp_path, capfd):
         assert says[who] in found["exercises"][0]["verdict"]
 
 
-def test_a_file_that_is_no_lesson_is_named(tmp_path, capsys):
+def test_a_file_that_is_no_lesson_is_named_and_the_others_have_their_marks(
+    tmp_path, capsys, monkeypatch
+):
     path = tmp_path / "mine.ipynb"
     nbformat.write(nbformat.v4.new_notebook(cells=[nbformat.v4.new_markdown_cell("# 2 · x")]), path)
-    with pytest.raises(SystemExit):
-        mark.main([str(path)])
-    assert "mine.ipynb: The notebook has no title" in capsys.readouterr().err
+    (tmp_path / "list.ipynb").write_text("[]")
+    fine = mark.Mark("00.1", "accuracy", 1, 1, "✓ Right")
+    really = mark.mark_file
+    monkeypatch.setattr(
+        mark, "mark_file", lambda p, *more: [fine] if p.name == "zoe.ipynb" else really(p, *more)
+    )
+    names = [str(tmp_path / "[lm]i*.ipynb"), str(tmp_path / "zoe.ipynb")]
+    assert mark.main(names) == 1
+    shown = capsys.readouterr()
+    rows = {Path(row["submission"]).name: row for row in csv.DictReader(io.StringIO(shown.out))}
+    assert list(rows) == ["list.ipynb", "mine.ipynb", "zoe.ipynb"]
+    assert rows["zoe.ipynb"]["points"] == "1"
+    assert rows["mine.ipynb"]["points"] == rows["list.ipynb"]["points"] == ""
+    assert "✗ Not marked: The notebook has no title" in rows["mine.ipynb"]["verdict"]
+    assert "mine.ipynb: The notebook has no title" in shown.err
+    assert mark.main([*names, "--format", "json"]) == 1
+    assert [one["points"] for one in json.loads(capsys.readouterr().out)] == [0, 0, 1]
     assert number_of(lesson("03")) == "03"
+
+
+def test_marks_are_written_whatever_the_system_writes_in(tmp_path, monkeypatch):
+    file = io.TextIOWrapper(io.BytesIO(), encoding="cp1252")
+    monkeypatch.setattr(sys, "stdout", file)
+    monkeypatch.setattr(mark, "mark_file", lambda *_: [mark.Mark("1", "a", 1, 1, "✓ Right")])
+    assert mark.main([os.fsdecode(b"zo\xeb.ipynb")]) == 0
+    file.flush()
+    written = file.buffer.getvalue()
+    assert "✓ Right".encode() in written
+    assert os.fsencode(os.fsdecode(b"zo\xeb.ipynb")) in written
+
+
+def test_an_empty_key_is_refused(capsys):
+    with pytest.raises(SystemExit):
+        mark.main(["anna.ipynb", "--key", "\n"])
+    assert "--key must be what build/classroom/key.txt holds" in capsys.readouterr().err
 
 
 @pytest.mark.slow
