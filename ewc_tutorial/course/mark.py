@@ -36,6 +36,7 @@ from ewc_tutorial.course.classroom.questions import (
     asked,
     bound,
     calls,
+    key_of,
     lesson,
     number_of,
     statements,
@@ -72,7 +73,7 @@ def judge(name: str, *given: Any, key: str) -> Result:
     Args:
         name: of the exercise.
         given: what the reader's cell defines.
-        key: decides which cases are drawn.
+        key: the lesson's own; decides which cases are drawn.
     """
     question = EXERCISES[name]
     if isinstance(question, Prediction):
@@ -104,7 +105,8 @@ def mark(submission: nbformat.NotebookNode, key: str) -> list[Mark]:
     Raises:
         ValueError: the notebook is no lesson.
     """
-    questions = asked(lesson(number_of(submission)))
+    number = number_of(submission)
+    questions, key = asked(lesson(number)), key_of(number, key)
     verdicts: dict[str, Result] = {}
     namespace: dict[str, Any] = {"__name__": "submission"}
     for cell in submission.cells:

@@ -21,7 +21,14 @@ import torch
 
 from ewc_tutorial.course import classroom, mark, programs, reference
 from ewc_tutorial.course.classroom.__main__ import build
-from ewc_tutorial.course.classroom.questions import LESSONS, asked, bound, lesson, number_of
+from ewc_tutorial.course.classroom.questions import (
+    LESSONS,
+    asked,
+    bound,
+    key_of,
+    lesson,
+    number_of,
+)
 from ewc_tutorial.course.classroom.versions import HIDDEN, assignment, student
 from ewc_tutorial.course.exercises import EXERCISES, Exercise
 
@@ -181,6 +188,30 @@ def test_hidden_cases_are_others_for_another_key_and_the_same_for_the_same():
     assert not set(mark.seeds("accuracy", "one")) & set(mark.seeds("accuracy", "two"))
     assert not set(mark.seeds("accuracy", "one")) & set(mark.seeds("forgetting", "one"))
     assert min(mark.seeds("accuracy", "one")) >= 1000  # nobody checks so often
+
+
+def test_feedback_on_one_lesson_tells_nothing_of_the_cases_of_another():
+    first, second = (nbformat.writes(assignment(lesson(number), KEY)) for number in ("00", "14"))
+    own = key_of("00", KEY)
+    assert f'key=\\"{own}\\"' in first
+    assert own not in second
+    assert KEY not in first + second
+
+
+def test_both_ways_of_marking_draw_the_same_cases(monkeypatch):
+    seen = []
+    monkeypatch.setattr(
+        mark, "judge", lambda name, *_, key: seen.append(key) or mark.Result(True, "✓")
+    )
+    handed_in(RIGHT)
+    assert set(seen) == {key_of("00", KEY)}
+
+
+def test_an_empty_file_gives_no_key(tmp_path):
+    (tmp_path / "key.txt").write_text("\n")
+    key = build(tmp_path, [])
+    assert len(key) == 16
+    assert build(tmp_path, []) == key
 
 
 # --- four submissions -----------------------------------------------------------------------------

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import hashlib
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -75,6 +76,11 @@ def number_of(notebook: nbformat.NotebookNode) -> str:
         if title:
             return title[1]
     raise ValueError("The notebook has no title such as '# 02 · …', so its lesson is not known.")
+
+
+def key_of(number: str, key: str) -> str:
+    """Return a lesson's own key: feedback on a lesson shows it, and must not tell of the others."""
+    return hashlib.sha256(f"{key}/{number}".encode()).hexdigest()[:16]
 
 
 def asked(notebook: nbformat.NotebookNode) -> list[Asked]:
