@@ -232,6 +232,19 @@ def test_what_cannot_be_is_refused_in_a_sentence(opened):
     assert page.inner_text("#status") == "tasks must be between 2 and 5."
 
 
+@pytest.mark.parametrize(
+    ("typed", "taken"),
+    [("3,200", "3200"), ("1,000,000", "1000000"), ("0,5", "0.5"), ("0,500", "0.5"), ("3,2", "3.2")],
+)
+def test_a_lambda_may_be_typed_as_the_page_writes_it_or_with_a_comma_for_the_point(
+    opened, typed, taken
+):
+    page = opened()
+    page.fill("#lam", typed)
+    page.keyboard.press("Tab")
+    assert page.input_value("#lam") == taken
+
+
 def test_a_training_can_be_stopped(opened):
     page = opened("#epochs=50&width=128&tasks=5")
     page.wait_for_function("document.getElementById('status').textContent.startsWith('Training')")
