@@ -357,6 +357,8 @@ def set_up(extra: str, ranges: bool, torch_index: str) -> None:
             "Numbers may differ in their last digits."
         )
         wanted = wanted._replace(ranges=True)
+    if installed:  # until pip is done this is no finished environment, but the choices hold
+        write_stamp(VENV, wanted._replace(requirements=""))
     if run(python, pip_lines(wanted)):
         advice = "" if wanted.ranges else " With --ranges it may take other versions."
         if has_wheels(ROOT):

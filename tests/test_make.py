@@ -233,6 +233,21 @@ def test_what_failed_is_tried_again(machine):
     assert machine.set_up() == ["pip [all]"]
 
 
+def test_what_was_interrupted_is_installed_again_though_the_requirements_are_the_old_ones(machine):
+    machine.set_up(torch_index="https://cpu")
+    constraints = machine.root / "constraints.txt"
+    before = constraints.read_text()
+    constraints.write_text(before + "# new\n")
+    machine.pip_fails = True
+    with pytest.raises(SystemExit):
+        machine.set_up()
+    constraints.write_text(before)
+    machine.pip_fails = False
+    assert machine.set_up()[-1] == "pip [all]"
+    assert "--index-url https://cpu" in machine.calls[0], "what was chosen once holds"
+    assert machine.set_up() == []
+
+
 def test_a_half_made_environment_is_removed(machine):
     machine.venv_fails = True
     with pytest.raises(SystemExit, match="The environment could not be made"):
