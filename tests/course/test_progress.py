@@ -130,3 +130,16 @@ def test_executing_a_notebook_keeps_the_ids_and_the_metadata_of_its_cells(tmp_pa
     assert [cell.id for cell in found] == ["00-000", "by-hand", "quiz"]
     assert found[1].metadata == {"tags": ["answer"]}
     assert found[1].outputs[0].data["text/plain"] == "2"
+
+
+def test_the_readme_is_whole_or_as_it_was(tmp_path, monkeypatch):
+    readme = tmp_path / "README.md"
+    readme.write_text("a\n<!-- course map -->\nold\n<!-- end of course map -->\nλ\n", "utf-8")
+    monkeypatch.setattr(publish, "ROOT", tmp_path)
+    monkeypatch.setattr(publish, "course_map", lambda: "| new |")
+    before = readme.stat().st_ino
+    publish.update_readme()
+    new = "a\n<!-- course map -->\n| new |\n<!-- end of course map -->\nλ\n"
+    assert readme.read_text("utf-8") == new
+    assert readme.stat().st_ino != before, "another file has taken its place"
+    assert list(tmp_path.iterdir()) == [readme]
