@@ -30,6 +30,8 @@ WHEELS = "wheelhouse"
 
 FIRST_NOTEBOOK = "notebooks/00_start_here.ipynb"
 LAB_PAGE = "notebooks/app/lambda_lab.ipynb"
+#: Of build/classroom: the key of the hidden tests, what was handed in, and its marks.
+NOT_MADE_AGAIN = ("key.txt", "course/submitted", "course/gradebook.db")
 #: Folders of tests that take longer than a look at a change should: `test` runs them.
 SLOW_TESTS = ("browser", "speech", "wheel")
 UNIT_TESTS = ("tests", *("--ignore=tests/" + folder for folder in SLOW_TESTS))
@@ -356,6 +358,8 @@ def set_up(extra: str, ranges: bool, torch_index: str) -> None:
             "Numbers may differ in their last digits."
         )
         wanted = wanted._replace(ranges=True)
+    if installed:  # until pip is done this is no finished environment, but the choices hold
+        write_stamp(VENV, wanted._replace(requirements=""))
     if run(python, pip_lines(wanted)):
         advice = "" if wanted.ranges else " With --ranges it may take other versions."
         if has_wheels(ROOT):
@@ -397,10 +401,15 @@ def remove(path: Path) -> None:
 
 
 def clean(root: Path) -> None:
-    made = [".venv", "build", "dist", "*.egg-info", ".pytest_cache", ".ruff_cache", ".hypothesis"]
-    for pattern in [*made, "tests/artifacts"]:
+    classroom = root / "build" / "classroom"
+    kept = any((classroom / name).exists() for name in NOT_MADE_AGAIN)
+    made = [".venv", "dist", "*.egg-info", ".pytest_cache", ".ruff_cache", ".hypothesis"]
+    for pattern in [*made, "build/*" if kept else "build", "tests/artifacts"]:
         for path in root.glob(pattern):
-            remove(path)
+            if not kept or path != classroom:
+                remove(path)
+    if kept:
+        print(f"{classroom} stays, for it has a course's key, submissions or marks.")
     for pattern in ("__pycache__", ".ipynb_checkpoints"):
         for path in list(root.rglob(pattern)):
             remove(path)

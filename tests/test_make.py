@@ -233,6 +233,21 @@ def test_what_failed_is_tried_again(machine):
     assert machine.set_up() == ["pip [all]"]
 
 
+def test_what_was_interrupted_is_installed_again_though_the_requirements_are_the_old_ones(machine):
+    machine.set_up(torch_index="https://cpu")
+    constraints = machine.root / "constraints.txt"
+    before = constraints.read_text()
+    constraints.write_text(before + "# new\n")
+    machine.pip_fails = True
+    with pytest.raises(SystemExit):
+        machine.set_up()
+    constraints.write_text(before)
+    machine.pip_fails = False
+    assert machine.set_up()[-1] == "pip [all]"
+    assert "--index-url https://cpu" in machine.calls[0], "what was chosen once holds"
+    assert machine.set_up() == []
+
+
 def test_a_half_made_environment_is_removed(machine):
     machine.venv_fails = True
     with pytest.raises(SystemExit, match="The environment could not be made"):
@@ -336,6 +351,20 @@ def test_clean_takes_what_can_be_made_again_and_nothing_else(tmp_path):
     make.clean(root)
     assert [str(p.relative_to(root)) for p in sorted(root.rglob("*"))] == ["a", "a/kept.py"]
     assert (elsewhere / "file").exists()
+
+
+@pytest.mark.parametrize(
+    "name", ["key.txt", "course/submitted/anna/02/02.ipynb", "course/gradebook.db"]
+)
+def test_clean_leaves_what_students_handed_in_their_marks_and_the_key(tmp_path, capsys, name):
+    handed_in = tmp_path / "build" / "classroom" / name
+    handed_in.parent.mkdir(parents=True)
+    handed_in.touch()
+    (tmp_path / "build" / "slides.html").touch()
+    make.clean(tmp_path)
+    assert handed_in.exists()
+    assert [path.name for path in (tmp_path / "build").iterdir()] == ["classroom"]
+    assert "build/classroom stays" in Path(capsys.readouterr().out).as_posix()
 
 
 # --- make -------------------------------------------------------------------------------------

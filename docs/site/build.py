@@ -63,13 +63,28 @@ def write_lab(path: Path) -> None:
 
 
 def build(site: Path) -> int:
-    """Write the site into a folder and return Sphinx's exit status; a warning is an error."""
+    """Write the site into a folder and return Sphinx's exit status; a warning is an error.
+
+    It is built beside and takes the folder's place when it is finished: no page of an earlier site
+    stays in it, and where Sphinx fails the earlier site stays whole.
+
+    Raises:
+        SystemExit: the folder holds something else than a site.
+    """
+    if site.exists() and any(site.iterdir()) and not (site / ".buildinfo").exists():
+        raise SystemExit(f"{site} holds something else than a site: name another folder.")
     work = site.with_name(site.name + "-work")
+    made = work / "site"
+    shutil.rmtree(made, ignore_errors=True)
     gather(work / "pages")
     write_lab(work / "extra" / "lambda_lab.html")
     options = ["--quiet", "--fail-on-warning", "--fresh-env", "--conf-dir", str(HERE)]
     options += ["-D", f"html_extra_path={work / 'extra'}", "-d", str(work / "doctrees")]
-    return build_main([*options, str(work / "pages"), str(site)])
+    status = build_main([*options, str(work / "pages"), str(made)])
+    if not status:
+        shutil.rmtree(site, ignore_errors=True)
+        made.replace(site)
+    return status
 
 
 def main() -> None:

@@ -4,10 +4,10 @@
     python -m ewc_tutorial.course.mark --format json --key KEY *.ipynb
 
 A submission is a lesson or its student version, filled in. Of its cells those are run that the
-reader fills in, and of all others the imports and the functions, so that nothing is trained and a
-submission takes seconds. Each answer is tried on cases that nobody has seen: they are drawn by
-seeds that the key decides, and are the same for all submissions. Predictions count if they were
-made, not if they were right.
+reader fills in, and of all others the imports, the functions and the constants, so that nothing is
+trained and a submission takes seconds. Each answer is tried on cases that nobody has seen: they are
+drawn by seeds that the key decides, and are the same for all submissions. What was right in one
+cell stays right. Predictions count if they were made, not if they were right.
 
 Marking runs the students' code with your rights: use an account or a container that has no others.
 """
@@ -17,6 +17,7 @@ from __future__ import annotations
 import argparse
 import ast
 import csv
+import glob
 import hashlib
 import json
 import multiprocessing
@@ -25,6 +26,7 @@ import sys
 from contextlib import redirect_stdout, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from types import CodeType
 from typing import Any
 
 import nbformat
@@ -34,12 +36,14 @@ from ewc_tutorial.course.classroom.questions import (
     asked,
     bound,
     calls,
+    key_of,
     lesson,
     number_of,
     statements,
 )
 from ewc_tutorial.course.exercises import EXERCISES, Exercise, Prediction
-from ewc_tutorial.course.exercises.core import Result
+from ewc_tutorial.course.exercises.core import Cases, Result
+from ewc_tutorial.course.exercises.written import WrittenTest
 
 #: How many draws of cases an answer must pass.
 DRAWS = 3
@@ -69,7 +73,7 @@ def judge(name: str, *given: Any, key: str) -> Result:
     Args:
         name: of the exercise.
         given: what the reader's cell defines.
-        key: decides which cases are drawn.
+        key: the lesson's own; decides which cases are drawn.
     """
     question = EXERCISES[name]
     if isinstance(question, Prediction):
@@ -79,8 +83,8 @@ def judge(name: str, *given: Any, key: str) -> Result:
         verdict = question.judge(*given, seed=seed)
         if not verdict:
             return verdict
-    if isinstance(question, Exercise) and _borrows(question, given[0], seeds(name, key)[0]):
-        return Result(False, "✗ The answer calls the package's own answer to this exercise.")
+    if isinstance(question, Exercise | WrittenTest) and _borrows(question, given[0], seed):
+        return Result(False, "✗ The answer calls the package's own answer to an exercise.")
     return verdict
 
 
@@ -101,15 +105,20 @@ def mark(submission: nbformat.NotebookNode, key: str) -> list[Mark]:
     Raises:
         ValueError: the notebook is no lesson.
     """
-    questions = asked(lesson(number_of(submission)))
+    number = number_of(submission)
+    questions, key = asked(lesson(number)), key_of(number, key)
     verdicts: dict[str, Result] = {}
     namespace: dict[str, Any] = {"__name__": "submission"}
     for cell in submission.cells:
         names = set(bound(cell))
         mine = [one for one in questions if one.names[0] in names]
+        for one in mine:
+            if one.name not in verdicts:  # what a lesson imports under this name is no answer
+                namespace.pop(one.names[0], None)
         error = _run(cell, namespace, whole=bool(mine))
         for one in mine:
-            verdicts[one.name] = _verdict(one, namespace, error, key)
+            if not verdicts.get(one.name):  # a later cell may use the name for something else
+                verdicts[one.name] = _verdict(one, namespace, error, key)
     return [
         Mark(
             one.number,
@@ -122,50 +131,91 @@ def mark(submission: nbformat.NotebookNode, key: str) -> list[Mark]:
     ]
 
 
-def _verdict(one: Asked, namespace: dict[str, Any], error: Exception | None, key: str) -> Result:
+def _verdict(
+    one: Asked, namespace: dict[str, Any], error: BaseException | None, key: str
+) -> Result:
     if one.by_hand:
         return _MISSING
-    if error is not None:
-        return Result(False, f"✗ The cell raised {type(error).__name__}: {error}")
-    return judge(one.name, *(namespace[name] for name in one.names), key=key)
+    if not all(name in namespace for name in one.names):
+        return _raised("The cell", error) if error else _MISSING
+    try:
+        return judge(one.name, *(namespace[name] for name in one.names), key=key)
+    except KeyboardInterrupt:
+        raise
+    except BaseException as odd:  # one answer must not take the points of all others along
+        return _raised("The answer", odd)
 
 
-def _run(cell: nbformat.NotebookNode, namespace: dict[str, Any], whole: bool) -> Exception | None:
-    """Run a cell's checks never, its definitions always, and the rest if it is an answer."""
-    always = (ast.Import, ast.ImportFrom, ast.FunctionDef, ast.ClassDef)
+def _raised(what: str, error: BaseException) -> Result:
+    return Result(False, f"✗ {what} raised {type(error).__name__}: {error}")
+
+
+def _run(
+    cell: nbformat.NotebookNode, namespace: dict[str, Any], whole: bool
+) -> BaseException | None:
+    """Run a cell's checks never, what it defines always, and the rest if it is an answer.
+
+    What raises does not keep the rest from being run: the line behind a right function may try it
+    on data that marking does not have. The first error is returned.
+    """
+    first = None
     for node in statements(cell):
-        if calls(node, "check") or calls(node, "reveal") or not (whole or isinstance(node, always)):
+        if calls(node, "check") or calls(node, "reveal") or not (whole or _defines(node)):
             continue
         try:
             exec(
                 compile(ast.Module([node], []), f"<cell {cell.get('id', '?')}>", "exec"), namespace
             )
-        except Exception as error:
-            if whole:
-                return error
-    return None
+        except KeyboardInterrupt:
+            raise
+        except BaseException as error:  # also of exit(): the rest of the submission counts
+            first = first or error
+    return first
+
+
+def _defines(node: ast.stmt) -> bool:
+    """Return whether a statement imports, defines, or assigns without a call, as constants are."""
+    if isinstance(node, ast.Assign | ast.AnnAssign | ast.AugAssign) and node.value is not None:
+        called = any(isinstance(part, ast.Call) for part in ast.walk(node.value))
+        return isinstance(node.value, ast.Lambda) or not called
+    return isinstance(node, ast.Import | ast.ImportFrom | ast.FunctionDef | ast.ClassDef)
 
 
 def _said(number: Any) -> Result:
     try:
         value = float(number)
-    except (TypeError, ValueError):
+    except OverflowError:
+        return Result(False, "✗ A prediction is a finite number; this one is too large.")
+    except (TypeError, ValueError, RuntimeError):  # the last by a tensor of several numbers
         return Result(False, "○ Not attempted yet: no number was said.")
     if value != value or value in (float("inf"), float("-inf")):
         return Result(False, f"✗ A prediction is a finite number, not {value}.")
     return Result(True, f"✓ {value:g} was said.")
 
 
-def _borrows(exercise: Exercise, fn: Any, seed: int) -> bool:
-    """Return whether a function runs the package's answer."""
-    found = False
+def _borrows(question: Exercise | WrittenTest, fn: Any, seed: int) -> bool:
+    """Return whether an answer runs the package's own, or a textbook function that that needs not.
+
+    What the package's own answer calls, such as the score, any answer may call.
+    """
+    own = question.answer.__code__
+    if isinstance(question, WrittenTest):
+        return own in _ran(fn, [(question.made(question.correct[0], seed),)])
+    allowed = _ran(question.answer, question.drawn(seed)) - {own}
+    borrowed = _ran(fn, question.drawn(seed)) - allowed
+    return any(code.co_filename == own.co_filename for code in borrowed)
+
+
+def _ran(fn: Any, cases: Cases) -> set[CodeType]:
+    """Return all code of Python that a function runs."""
+    found = set()
 
     def look(frame: Any, event: str, argument: Any) -> None:
-        nonlocal found
-        found = found or (event == "call" and frame.f_code is exercise.answer.__code__)
+        if event == "call":
+            found.add(frame.f_code)
 
     before = sys.getprofile()
-    for arguments in exercise.drawn(seed):
+    for arguments in cases:
         sys.setprofile(look)
         try:
             with suppress(Exception):
@@ -222,18 +272,24 @@ def main(arguments: list[str] | None = None) -> int:
         prog="python -m ewc_tutorial.course.mark", description=__doc__.splitlines()[0]
     )
     parser.add_argument("submissions", nargs="+", type=Path, metavar="NOTEBOOK")
-    parser.add_argument("--key", default="", help="what build/classroom/key.txt holds")
+    parser.add_argument("--key", help="what build/classroom/key.txt holds")
     parser.add_argument("--format", choices=("csv", "json"), default="csv")
     parser.add_argument("--timeout", type=float, default=120, help="seconds for each submission")
     ours = parser.parse_args(arguments)
+    if ours.key is not None and not ours.key.strip():
+        parser.error("--key must be what build/classroom/key.txt holds, not empty.")
+    if hasattr(sys.stdout, "reconfigure"):  # a file on Windows would take no ✓, nor some names
+        sys.stdout.reconfigure(encoding="utf-8", errors="surrogateescape")
     # No window for figures, and no note of the teacher's own progress.
     os.environ.update(MPLBACKEND="Agg", EWC_TUTORIAL_PROGRESS="off")
-    marks = {}
-    for path in ours.submissions:
+    marks, failed = {}, False
+    for path in _expanded(ours.submissions):
         try:
-            marks[path] = mark_file(path, ours.key, ours.timeout)
-        except (OSError, ValueError) as error:  # unreadable notebooks are ValueErrors, too
-            parser.error(f"{path}: {error}")
+            marks[path] = mark_file(path, (ours.key or "").strip(), ours.timeout)
+        except Exception as error:  # whatever is wrong with a file, the others have their marks
+            failed = True
+            print(f"{path}: {error}", file=sys.stderr)
+            marks[path] = [Mark("", "", None, 0, f"✗ Not marked: {error}")]
     if ours.format == "json":
         found = [
             {
@@ -245,14 +301,23 @@ def main(arguments: list[str] | None = None) -> int:
             for path, some in marks.items()
         ]
         print(json.dumps(found, indent=1, ensure_ascii=False))
-        return 0
+        return int(failed)
     table = csv.writer(sys.stdout, lineterminator="\n")
     table.writerow(["submission", "number", "exercise", "points", "of", "verdict"])
     for path, some in marks.items():
         for m in some:
             points = "" if m.points is None else m.points
             table.writerow([path, m.number, m.exercise, points, m.of, " ".join(m.verdict.split())])
-    return 0
+    return int(failed)
+
+
+def _expanded(paths: list[Path]) -> list[Path]:
+    """Return the paths with patterns replaced by the files that match: on Windows no shell does."""
+    found = []
+    for path in paths:
+        matching = [] if path.exists() else sorted(glob.glob(str(path)))
+        found += [Path(match) for match in matching] or [path]
+    return found
 
 
 if __name__ == "__main__":

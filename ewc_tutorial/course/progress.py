@@ -27,7 +27,10 @@ def place() -> Path | None:
         return None
     if said:
         return Path(said)
-    home = Path.home()
+    try:
+        home = Path.home()
+    except RuntimeError:  # a user without a home, as containers have
+        return None
     if sys.platform == "win32":
         data = Path(os.environ.get("LOCALAPPDATA", home / "AppData" / "Local"))
     elif sys.platform == "darwin":
@@ -39,39 +42,56 @@ def place() -> Path | None:
 
 def load() -> dict[str, bool]:
     """Return the exercises that were tried, and whether they were ever solved."""
-    file = place()
-    try:
-        stored = json.loads(file.read_text(encoding="utf-8")) if file else {}
-    except (OSError, ValueError):
-        return {}
-    if not isinstance(stored, dict):
-        return {}
-    return {name: value is True for name, value in stored.items() if name in LESSON_OF}
+    return _read(place()) or {}
 
 
 def note(name: str, verdict: Result) -> None:
     """Remember the verdict on an exercise: what was solved once stays solved.
 
-    A file that cannot be written is no reason for a check to fail, so nothing is raised.
+    A file that cannot be read or written is no reason for a check to fail, so nothing is raised;
+    and one that cannot be read is left as it is, for somebody may be able to mend it.
     """
     file = place()
     if file is None or verdict.text.startswith("○"):  # nothing was handed in
         return
-    found = load()
-    if found.get(name) in (True, verdict.correct):
+    found = _read(file)
+    if found is None or found.get(name) in (True, verdict.correct):
         return
     text = json.dumps(found | {name: verdict.correct}, indent=1)
     with suppress(OSError):
         file.parent.mkdir(parents=True, exist_ok=True)
         handle, beside = tempfile.mkstemp(dir=file.parent, suffix=".json")
-        with os.fdopen(handle, "w", encoding="utf-8") as stream:
-            stream.write(text + "\n")
-        os.replace(beside, file)
+        try:
+            with os.fdopen(handle, "w", encoding="utf-8") as stream:
+                stream.write(text + "\n")
+            os.replace(beside, file)
+        finally:
+            Path(beside).unlink(missing_ok=True)
+
+
+def _read(file: Path | None) -> dict[str, bool] | None:
+    """Return what a file holds, nothing of one that is not there, or None if it is unreadable."""
+    try:
+        stored = json.loads(file.read_text(encoding="utf-8")) if file else {}
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError):
+        return None
+    if not isinstance(stored, dict):
+        return None
+    return {name: value is True for name, value in stored.items() if name in LESSON_OF}
 
 
 def overview() -> None:
     """Print how many exercises of each lesson are solved, and where to go on."""
-    found = load()
+    found = _read(place())
+    if found is None:
+        print(
+            printable(
+                f"{place()} cannot be read: nothing is remembered until it is mended or gone."
+            )
+        )
+        return
     rows = []
     for lesson in sorted(set(LESSON_OF.values())):
         names = [name for name, its in LESSON_OF.items() if its == lesson]

@@ -20,6 +20,7 @@ import nbformat
 from nbclient import NotebookClient
 
 from ewc_tutorial.course import quizzes
+from ewc_tutorial.files import replacing
 
 ROOT = Path(__file__).resolve().parents[2]
 NOTEBOOKS = ROOT / "notebooks"
@@ -72,7 +73,8 @@ def execute(path: Path) -> float:
         # Not the state of the widgets: the λ lab's carries about a megabyte of JavaScript.
     }
     nbformat.validate(notebook)
-    nbformat.write(notebook, path)
+    with replacing(path) as file:
+        file.write((nbformat.writes(notebook).rstrip("\n") + "\n").encode())
     return seconds
 
 
@@ -115,7 +117,8 @@ def update_readme() -> None:
     text = readme.read_text(encoding="utf-8")
     before, rest = text.split(begin)
     _, after = rest.split(end)
-    readme.write_text(f"{before}{begin}\n{course_map()}\n{end}{after}", encoding="utf-8")
+    with replacing(readme) as file:
+        file.write(f"{before}{begin}\n{course_map()}\n{end}{after}".encode())
 
 
 def draw_readme_picture() -> None:

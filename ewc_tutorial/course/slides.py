@@ -102,7 +102,7 @@ def _output(cell: nbformat.NotebookNode, after: nbformat.NotebookNode | None) ->
         elif "text" in output:
             parts.append(f"<pre>{html.escape(output.text)}</pre>")
     caption = re.match(r"\*(Figure.+?)\*(?:\n|$)", after.source if after else "", flags=re.S)
-    if caption and "<img" in parts[-1]:
+    if caption and parts and "<img" in parts[-1]:
         parts.append(f"<figcaption>{html.escape(caption[1])}</figcaption>")
     return "\n".join(parts)
 

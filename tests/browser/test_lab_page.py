@@ -232,6 +232,52 @@ def test_what_cannot_be_is_refused_in_a_sentence(opened):
     assert page.inner_text("#status") == "tasks must be between 2 and 5."
 
 
+@pytest.mark.parametrize(
+    ("typed", "taken"),
+    [("3,200", "3200"), ("1,000,000", "1000000"), ("0,5", "0.5"), ("0,500", "0.5"), ("3,2", "3.2")],
+)
+def test_a_lambda_may_be_typed_as_the_page_writes_it_or_with_a_comma_for_the_point(
+    opened, typed, taken
+):
+    page = opened()
+    page.fill("#lam", typed)
+    page.keyboard.press("Tab")
+    assert page.input_value("#lam") == taken
+
+
+FORBIDDEN = '<head><meta http-equiv="Content-Security-Policy" content="worker-src \'none\'">'
+THROWS = "<head><script>window.Worker = function () { throw new Error('none here.'); };</script>"
+
+
+@pytest.mark.parametrize(
+    ("head", "words"), [(FORBIDDEN, "may not start a worker."), (THROWS, "none here.")]
+)
+def test_a_page_that_may_not_start_workers_says_so(opened, file, head, words, tmp_path):
+    copy = tmp_path / "forbidden.html"
+    text = file.read_text(encoding="utf-8")
+    assert text.count("<head>") == 1
+    copy.write_text(text.replace("<head>", head), encoding="utf-8")
+    page = opened()
+    page.goto(copy.as_uri())
+    failed = "document.getElementById('status').textContent.startsWith('The training failed: ')"
+    page.wait_for_function(failed)
+    assert page.inner_text("#status").endswith(words)
+
+
+def test_a_training_that_diverged_leaves_the_charts_as_they_are(opened):
+    page = opened("#shown=true&lam=10&guess=10&seeds=1&epochs=1&width=8")
+    status(page)
+    page.evaluate(
+        """() => {
+            results.set(10, { ...results.get(10), important: NaN, other: Infinity });
+            draw();
+        }"""
+    )
+    drawn = page.inner_html("#moves")
+    assert "<path" in drawn or "<polyline" in drawn
+    assert not re.search(r' (d|points|cx|cy|x|y|x1|y1|x2|y2|transform)="[^"]*(NaN|Inf)', drawn)
+
+
 def test_a_training_can_be_stopped(opened):
     page = opened("#epochs=50&width=128&tasks=5")
     page.wait_for_function("document.getElementById('status').textContent.startsWith('Training')")

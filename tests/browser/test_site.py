@@ -20,6 +20,7 @@ import pytest
 import make
 
 pytest.importorskip("sphinx", reason="Sphinx is not installed: the extra site")
+from docs.site import build as builder
 
 ROOT = Path(__file__).resolve().parents[2]
 LESSONS = sorted(path.stem for path in (ROOT / "notebooks").glob("[0-9]*.ipynb"))
@@ -67,6 +68,34 @@ def make_site(*line: str, **environment: str) -> None:
         text=True,
     )
     assert done.returncode == 0, done.stderr[-4000:]
+
+
+def test_a_site_takes_the_place_of_an_earlier_one_when_it_is_finished(tmp_path, monkeypatch):
+    status = 0
+
+    def sphinx(options):
+        made = Path(options[-1])
+        assert not made.exists()
+        made.mkdir(parents=True)
+        for name in (".buildinfo", "new.html"):
+            (made / name).touch()
+        return status
+
+    monkeypatch.setattr(builder, "gather", lambda folder: None)
+    monkeypatch.setattr(builder, "write_lab", lambda path: None)
+    monkeypatch.setattr(builder, "build_main", sphinx)
+    site = tmp_path / "site"
+    assert builder.build(site) == 0
+    (site / "page_of_a_removed_notebook.html").touch()
+    status = 1
+    assert builder.build(site) == 1
+    assert (site / "page_of_a_removed_notebook.html").exists(), "the earlier site stays whole"
+    status = 0
+    assert builder.build(site) == 0
+    assert sorted(path.name for path in site.iterdir()) == [".buildinfo", "new.html"]
+    (site / ".buildinfo").unlink()
+    with pytest.raises(SystemExit, match="something else than a site"):
+        builder.build(site)
 
 
 @pytest.fixture(scope="module")

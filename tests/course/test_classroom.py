@@ -19,9 +19,16 @@ import numpy as np
 import pytest
 import torch
 
-from ewc_tutorial.course import classroom, mark
+from ewc_tutorial.course import classroom, mark, programs, reference
 from ewc_tutorial.course.classroom.__main__ import build
-from ewc_tutorial.course.classroom.questions import LESSONS, asked, bound, lesson, number_of
+from ewc_tutorial.course.classroom.questions import (
+    LESSONS,
+    asked,
+    bound,
+    key_of,
+    lesson,
+    number_of,
+)
 from ewc_tutorial.course.classroom.versions import HIDDEN, assignment, student
 from ewc_tutorial.course.exercises import EXERCISES, Exercise
 
@@ -183,6 +190,30 @@ def test_hidden_cases_are_others_for_another_key_and_the_same_for_the_same():
     assert min(mark.seeds("accuracy", "one")) >= 1000  # nobody checks so often
 
 
+def test_feedback_on_one_lesson_tells_nothing_of_the_cases_of_another():
+    first, second = (nbformat.writes(assignment(lesson(number), KEY)) for number in ("00", "14"))
+    own = key_of("00", KEY)
+    assert f'key=\\"{own}\\"' in first
+    assert own not in second
+    assert KEY not in first + second
+
+
+def test_both_ways_of_marking_draw_the_same_cases(monkeypatch):
+    seen = []
+    monkeypatch.setattr(
+        mark, "judge", lambda name, *_, key: seen.append(key) or mark.Result(True, "✓")
+    )
+    handed_in(RIGHT)
+    assert set(seen) == {key_of("00", KEY)}
+
+
+def test_an_empty_file_gives_no_key(tmp_path):
+    (tmp_path / "key.txt").write_text("\n")
+    key = build(tmp_path, [])
+    assert len(key) == 16
+    assert build(tmp_path, []) == key
+
+
 # --- four submissions -----------------------------------------------------------------------------
 
 #: Short to run: nothing is trained for its exercises, and one of them is a prediction.
@@ -243,6 +274,85 @@ def test_the_command_marks_four_submissions(tmp_path, capfd):
     assert EXERCISES["path_importance"].judge(namespace["path_importance"], seed=0)
 
 
+ARGMAX = "logits.argmax(1)"
+RIGHT = "def accuracy(logits, y):\n    return (logits.argmax(1) == y).float().mean().item()"
+
+
+def handed_in(*cells: str, name: str = "accuracy") -> list[mark.Mark]:
+    """Return the marks of a lesson in which some cells stand in place of one exercise's answer."""
+    submission = student(lesson("00"))
+    (one,) = (one for one in asked(submission) if one.name == name)
+    submission.cells[one.answer].source = cells[0]
+    more = [nbformat.v4.new_code_cell(source) for source in cells[1:]]
+    submission.cells[one.answer + 1 : one.answer + 1] = more
+    return mark.mark(submission, KEY)
+
+
+@pytest.mark.parametrize(
+    "cells",
+    [
+        (f"{RIGHT}\n\n\nprint(accuracy(model_logits, labels))",),
+        (f"{RIGHT}\n\n\n%timeit accuracy(1, 2)",),
+        (f"%%time\n{RIGHT}",),
+        ("if True:\n    " + RIGHT.replace("\n", "\n    "),),
+        ("DIM, top = -1, torch.argmax", RIGHT.replace(ARGMAX, "top(logits, DIM)")),
+        ("dim: int = 1\nbest = lambda z: z.max(dim)[1]", RIGHT.replace(ARGMAX, "best(logits)")),
+        (RIGHT, "accuracy = accuracy(model(x), y)"),
+        (RIGHT, "accuracy = 0.93"),
+        ("raise SystemExit", RIGHT),
+    ],
+)  # fmt: skip
+def test_what_stands_around_a_right_answer_costs_no_points(cells):
+    found = {m.exercise: m for m in handed_in(*cells)}
+    assert (found["accuracy"].points, found["permute_pixels"].points) == (1, 0)
+
+
+@pytest.mark.parametrize(
+    ("source", "words"),
+    [
+        ("accuracy = undefined_name", "✗ The cell raised NameError"),
+        ("from ewc_tutorial.course.reference import accuracy\naccuracy = nothing", "package's own"),
+        ("%%html\n<b>def accuracy</b>", "○ Nothing was handed in"),
+        ("def accuracy(logits, y):\n    exit()", "✗ The answer raised SystemExit"),
+    ],
+)
+def test_what_defines_no_answer_has_no_points(source, words):
+    found = {m.exercise: m for m in handed_in(source)}
+    assert found["accuracy"].points == 0
+    assert words in found["accuracy"].verdict
+
+
+@pytest.mark.parametrize("said", ["10**400", "torch.ones(2)", "'much'"])
+def test_one_odd_answer_takes_no_points_of_the_others(said):
+    found = {
+        m.exercise: m.points for m in handed_in(f"my_guess = {said}", RIGHT, name="slow_and_long")
+    }
+    assert found == {"slow_and_long": 0, "accuracy": 1, "permute_pixels": 0}
+
+
+def own_test(program):
+    return len(program.measure(program.old)) > 0
+
+
+@pytest.mark.parametrize(
+    ("name", "answer", "borrows"),
+    [
+        ("fisher_empirical", lambda m, x, y: reference.fisher_from_batches(m, x, y, 1), True),
+        ("fisher_empirical", lambda m, x, y: reference.score(m, x, y), False),
+        ("accuracy", lambda logits, y: reference.accuracy(logits, y), True),
+        ("accuracy", lambda logits, y: (logits.argmax(1) == y).float().mean(), False),
+        # A program is trained for each of these.
+        pytest.param("test_of_ewc", programs.careful_test, True, marks=pytest.mark.slow),
+        pytest.param(
+            "test_of_ewc", lambda p: programs.careful_test(p), True, marks=pytest.mark.slow
+        ),
+        pytest.param("test_of_ewc", own_test, False, marks=pytest.mark.slow),
+    ],
+)
+def test_an_answer_that_runs_the_packages_own_is_noticed(name, answer, borrows):
+    assert mark._borrows(EXERCISES[name], answer, seed=1000) == borrows
+
+
 @pytest.mark.slow
 def test_a_submission_that_borrows_hangs_or_dies_harms_nobody(tmp_path, capfd):
     released = student(lesson(LESSON))
@@ -270,13 +380,46 @@ def test_a_submission_that_borrows_hangs_or_dies_harms_nobody(tmp_path, capfd):
         assert says[who] in found["exercises"][0]["verdict"]
 
 
-def test_a_file_that_is_no_lesson_is_named(tmp_path, capsys):
+def test_a_file_that_is_no_lesson_is_named_and_the_others_have_their_marks(
+    tmp_path, capsys, monkeypatch
+):
     path = tmp_path / "mine.ipynb"
     nbformat.write(nbformat.v4.new_notebook(cells=[nbformat.v4.new_markdown_cell("# 2 · x")]), path)
-    with pytest.raises(SystemExit):
-        mark.main([str(path)])
-    assert "mine.ipynb: The notebook has no title" in capsys.readouterr().err
+    (tmp_path / "list.ipynb").write_text("[]")
+    fine = mark.Mark("00.1", "accuracy", 1, 1, "✓ Right")
+    really = mark.mark_file
+    monkeypatch.setattr(
+        mark, "mark_file", lambda p, *more: [fine] if p.name == "zoe.ipynb" else really(p, *more)
+    )
+    names = [str(tmp_path / "[lm]i*.ipynb"), str(tmp_path / "zoe.ipynb")]
+    assert mark.main(names) == 1
+    shown = capsys.readouterr()
+    rows = {Path(row["submission"]).name: row for row in csv.DictReader(io.StringIO(shown.out))}
+    assert list(rows) == ["list.ipynb", "mine.ipynb", "zoe.ipynb"]
+    assert rows["zoe.ipynb"]["points"] == "1"
+    assert rows["mine.ipynb"]["points"] == rows["list.ipynb"]["points"] == ""
+    assert "✗ Not marked: The notebook has no title" in rows["mine.ipynb"]["verdict"]
+    assert "mine.ipynb: The notebook has no title" in shown.err
+    assert mark.main([*names, "--format", "json"]) == 1
+    assert [one["points"] for one in json.loads(capsys.readouterr().out)] == [0, 0, 1]
     assert number_of(lesson("03")) == "03"
+
+
+def test_marks_are_written_whatever_the_system_writes_in(tmp_path, monkeypatch):
+    file = io.TextIOWrapper(io.BytesIO(), encoding="cp1252")
+    monkeypatch.setattr(sys, "stdout", file)
+    monkeypatch.setattr(mark, "mark_file", lambda *_: [mark.Mark("1", "a", 1, 1, "✓ Right")])
+    assert mark.main([os.fsdecode(b"zo\xeb.ipynb")]) == 0
+    file.flush()
+    written = file.buffer.getvalue()
+    assert "✓ Right".encode() in written
+    assert os.fsencode(os.fsdecode(b"zo\xeb.ipynb")) in written
+
+
+def test_an_empty_key_is_refused(capsys):
+    with pytest.raises(SystemExit):
+        mark.main(["anna.ipynb", "--key", "\n"])
+    assert "--key must be what build/classroom/key.txt holds" in capsys.readouterr().err
 
 
 @pytest.mark.slow

@@ -283,6 +283,8 @@ def test_a_run_that_is_made_for_a_prediction_waits_for_it_and_has_another_seed_e
         (POINTS, torch.tensor(12.0), 12.5, "✓"),
         (POINTS, ..., 12.5, "○ Not attempted yet"),
         (POINTS, "much", 12.5, "✗ A prediction is one number, not 'much'."),
+        (POINTS, torch.ones(2), 12.5, "✗ A prediction is one number, not tensor([1., 1.])."),
+        (POINTS, 10**400, 12.5, "✗ A prediction is a finite number; this one is too large."),
         (TIMES, 150, 100, "✓ You said 150, the run gave 100: 1.5 times too large."),
         (TIMES, 3, 100, "✗ You said 3, the run gave 100: 33 times too small. Why?"),
         (TIMES, -90, 100, "✗ You said -90, the run gave 100: not even the sign is the same."),
@@ -293,6 +295,11 @@ def test_verdicts_on_predictions(prediction, said, found, words):
     result = prediction.judge(said, found)
     assert words in result.text
     assert bool(result) == words.startswith("✓")
+
+
+def test_a_number_that_no_array_holds_is_a_wrong_answer():
+    result = Exercise(answer=square, cases=lambda: [(2.0,)]).judge(lambda x: 10**400)
+    assert "Case 1 of 1 differs: is not a finite number." in result.text
 
 
 def documented_stub(x):

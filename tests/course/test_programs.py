@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 import torch
 
@@ -88,6 +90,32 @@ def todo(program):
 )
 def test_verdicts_on_written_tests(test, words):
     assert words in EXERCISE.judge(test).text
+
+
+@pytest.mark.parametrize(
+    ("test", "words"),
+    [
+        (lambda program: pytest.fail("no"), "✗ It cries wolf.*your test raises Failed: no"),
+        (lambda program: torch.ones(2) > 0, "✗ It cries wolf.*your test raises RuntimeError: Bool"),
+        (lambda program: raise_exit(), "✗ It cries wolf.*your test raises SystemExit"),
+    ],
+)
+def test_however_a_written_test_fails_there_is_a_verdict(test, words):
+    exercise = WrittenTest(test, lambda name, seed: name, ("faulty",), ("correct",), 1)
+    assert re.match(words, exercise.judge(test).text)
+
+
+def test_ctrl_c_is_no_verdict_on_a_written_test():
+    def interrupted(program):
+        raise KeyboardInterrupt
+
+    exercise = WrittenTest(interrupted, lambda name, seed: name, ("faulty",), ("correct",), 1)
+    with pytest.raises(KeyboardInterrupt):
+        exercise.judge(interrupted)
+
+
+def raise_exit():
+    raise SystemExit
 
 
 def test_a_verdict_does_not_move_the_global_random_state():

@@ -66,16 +66,47 @@ def test_where_it_is_by_default(tmp_path, monkeypatch, system, folder):
     assert progress.place() == tmp_path / folder / "ewc-tutorial" / "progress.json"
 
 
-@pytest.mark.parametrize("broken", ["", "[1]", '{"nothing of ours": true}'])
-def test_a_file_that_cannot_be_read_or_written_harms_no_check(file, broken):
+@pytest.mark.parametrize("broken", ["", "[1]", '{"accuracy": tr'])
+def test_a_file_that_cannot_be_read_harms_no_check_and_is_left_as_it_is(file, broken, capsys):
     file.parent.mkdir()
     file.write_text(broken)
     assert progress.load() == {}
     assert check("accuracy", reference.accuracy)
+    assert file.read_text() == broken
+    assert printed(capsys) == [
+        f"{file} cannot be read: nothing is remembered until it is mended or gone."
+    ]
+
+
+def test_exercises_of_another_version_are_no_error(file):
+    file.parent.mkdir()
+    file.write_text('{"nothing of ours": true}')
+    assert progress.load() == {}
+    assert check("accuracy", reference.accuracy)
     assert json.loads(file.read_text()) == {"accuracy": True}
-    file.unlink()
-    file.parent.rmdir()
+
+
+def test_a_file_that_cannot_be_written_harms_no_check(file):
     file.parent.write_text("a file where the folder should be")
+    assert check("accuracy", reference.accuracy)
+
+
+def test_what_cannot_be_put_in_its_place_is_removed(file, monkeypatch):
+    def refused(*_):
+        raise PermissionError
+
+    monkeypatch.setattr(progress.os, "replace", refused)
+    assert check("accuracy", reference.accuracy)
+    assert list(file.parent.iterdir()) == []
+
+
+def test_without_a_home_nothing_is_kept(monkeypatch):
+    def nowhere():
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.delenv(progress.VARIABLE, raising=False)
+    monkeypatch.setattr(progress.Path, "home", nowhere)
+    assert progress.place() is None
     assert check("accuracy", reference.accuracy)
 
 
@@ -99,3 +130,16 @@ def test_executing_a_notebook_keeps_the_ids_and_the_metadata_of_its_cells(tmp_pa
     assert [cell.id for cell in found] == ["00-000", "by-hand", "quiz"]
     assert found[1].metadata == {"tags": ["answer"]}
     assert found[1].outputs[0].data["text/plain"] == "2"
+
+
+def test_the_readme_is_whole_or_as_it_was(tmp_path, monkeypatch):
+    readme = tmp_path / "README.md"
+    readme.write_text("a\n<!-- course map -->\nold\n<!-- end of course map -->\nλ\n", "utf-8")
+    monkeypatch.setattr(publish, "ROOT", tmp_path)
+    monkeypatch.setattr(publish, "course_map", lambda: "| new |")
+    before = readme.stat().st_ino
+    publish.update_readme()
+    new = "a\n<!-- course map -->\n| new |\n<!-- end of course map -->\nλ\n"
+    assert readme.read_text("utf-8") == new
+    assert readme.stat().st_ino != before, "another file has taken its place"
+    assert list(tmp_path.iterdir()) == [readme]

@@ -31,6 +31,12 @@ def test_every_tagged_cell_is_a_slide_that_shows_something():
             assert 'alt=""' not in section, cell.id
 
 
+def test_a_cell_without_outputs_before_a_caption_is_an_empty_slide():
+    new = nbformat.v4
+    caption = new.new_markdown_cell("*Figure 1. Springs.*")
+    assert slides._output(new.new_code_cell("draw()"), caption) == ""
+
+
 def test_a_missing_package_is_named(monkeypatch):
     monkeypatch.setattr(slides, "find_spec", lambda name: None)
     with pytest.raises(ModuleNotFoundError, match=r"sphinx_revealjs: pip install .*\[slides\]"):

@@ -53,7 +53,8 @@ def build(folder: Path, lessons: Iterable[Path], key: str = "") -> str:
     (folder / "student").mkdir(parents=True, exist_ok=True)
     course.mkdir(exist_ok=True)
     kept = folder / "key.txt"
-    key = key or (kept.read_text().strip() if kept.exists() else secrets.token_hex(8))
+    # An interrupted run may have left the file empty, and an empty key is anybody's guess.
+    key = key or (kept.read_text().strip() if kept.exists() else "") or secrets.token_hex(8)
     kept.write_text(key + "\n")
     (course / "nbgrader_config.py").write_text(CONFIGURATION, encoding="utf-8")
     for path in lessons:

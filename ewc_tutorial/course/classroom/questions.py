@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import hashlib
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -16,6 +17,9 @@ from ewc_tutorial.course.exercises.written import WrittenTest
 
 LESSONS = Path(__file__).resolve().parents[3] / "notebooks"
 _HEADING = re.compile(r"^### Exercise (\d\d\.\d+) · (.+?) (●[●○]{2}) ", flags=re.M)
+
+#: Magics above a cell that run it as it is; of others, such as %%html, the rest is no Python.
+TIMED = re.compile(r"\A(?:\s*%%(?:time|capture|prun)\b.*\n)+")
 
 
 @dataclass(frozen=True)
@@ -74,6 +78,11 @@ def number_of(notebook: nbformat.NotebookNode) -> str:
     raise ValueError("The notebook has no title such as '# 02 · …', so its lesson is not known.")
 
 
+def key_of(number: str, key: str) -> str:
+    """Return a lesson's own key: feedback on a lesson shows it, and must not tell of the others."""
+    return hashlib.sha256(f"{key}/{number}".encode()).hexdigest()[:16]
+
+
 def asked(notebook: nbformat.NotebookNode) -> list[Asked]:
     """Return the exercises of a lesson in their order."""
     found, heading, since = [], None, 0
@@ -95,10 +104,17 @@ def asked(notebook: nbformat.NotebookNode) -> list[Asked]:
 
 def bound(cell: nbformat.NotebookNode) -> dict[str, ast.stmt]:
     """Return the names that a code cell defines or assigns, not those that it imports."""
+    return _bound(statements(cell))
+
+
+def _bound(nodes: list[ast.stmt]) -> dict[str, ast.stmt]:
     names: dict[str, ast.stmt] = {}
-    for node in statements(cell):
+    for node in nodes:
         if isinstance(node, ast.FunctionDef | ast.ClassDef):
             names[node.name] = node
+        elif isinstance(node, ast.If | ast.Try | ast.With | ast.For | ast.While):
+            for part in ("body", "orelse", "finalbody"):
+                names |= _bound(getattr(node, part, []))
         elif isinstance(node, ast.Assign | ast.AnnAssign):
             targets = node.targets if isinstance(node, ast.Assign) else [node.target]
             for target in targets:
@@ -115,7 +131,8 @@ def statements(cell: nbformat.NotebookNode) -> list[ast.stmt]:
     from IPython.core.inputtransformer2 import TransformerManager
 
     try:
-        return ast.parse(TransformerManager().transform_cell(cell.source)).body
+        source = TIMED.sub("", cell.source)
+        return ast.parse(TransformerManager().transform_cell(source)).body
     except SyntaxError:
         return []
 

@@ -13,7 +13,15 @@ from typing import Any
 import nbformat
 from nbformat import NotebookNode
 
-from ewc_tutorial.course.classroom.questions import Asked, asked, bound, calls, statements
+from ewc_tutorial.course.classroom.questions import (
+    Asked,
+    asked,
+    bound,
+    calls,
+    key_of,
+    number_of,
+    statements,
+)
 from ewc_tutorial.course.exercises import EXERCISES, Exercise, Prediction
 from ewc_tutorial.course.exercises.written import WrittenTest
 
@@ -55,9 +63,9 @@ def assignment(lesson: NotebookNode, key: str) -> NotebookNode:
 
     Args:
         lesson: as it is committed.
-        key: decides which cases the hidden tests draw.
+        key: decides which cases the hidden tests draw; what stands in them is the lesson's own.
     """
-    version = student(lesson)
+    version, key = student(lesson), key_of(number_of(lesson), key)
     for one in reversed(asked(version)):
         cell = version.cells[one.answer]
         cell.source = _with_solution(cell, one)

@@ -27,7 +27,7 @@ def leaves(value: Any) -> list[tuple[str, np.ndarray]]:
         value = value.detach().cpu()
     try:
         return [("", np.asarray(value, dtype=np.float64))]
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError, RuntimeError):
         return [("", np.array(np.nan))]
 
 
@@ -97,7 +97,7 @@ def _drawable(value: Any) -> np.ndarray | None:
     try:
         value = value.detach().cpu() if hasattr(value, "detach") else value
         array = np.asarray(value, dtype=np.float64)
-    except (TypeError, ValueError, RuntimeError):
+    except (TypeError, ValueError, OverflowError, RuntimeError):
         return None
     return array if array.ndim <= 2 and max(array.shape, default=0) <= DRAWN else None
 

@@ -181,9 +181,11 @@ class Prediction:
             return Result(False, "○ Not attempted yet: write your number above and run this again.")
         try:
             said = float(predicted)
-            found = float(measured(1000 + seed) if callable(measured) else measured)
-        except (TypeError, ValueError):
+        except OverflowError:
+            return Result(False, "✗ A prediction is a finite number; this one is too large.")
+        except (TypeError, ValueError, RuntimeError):  # the last by a tensor of several numbers
             return Result(False, f"✗ A prediction is one number, not {predicted!r}.")
+        found = float(measured(1000 + seed) if callable(measured) else measured)
         both = f"You said {said:.3g}{self.unit}, the run gave {found:.3g}{self.unit}"
         off = self._off(said, found)
         if self._near(said, found):

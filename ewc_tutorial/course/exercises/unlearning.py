@@ -170,8 +170,8 @@ EXERCISES: dict[str, Question] = {
         within=0.08,
         mistakes={
             "That is the network *before* the request.": lambda measured: 0.93,
-            "One half is what a network says that never met the task. The subtracted one did, and "
-            "more was taken from it than the later tasks had left.": lambda measured: 0.5,
+            "Near one half is what a network says that never met the task. The subtracted one did, "
+            "and more was taken from it than the later tasks had left.": lambda measured: 0.5,
         },
     ),
 }

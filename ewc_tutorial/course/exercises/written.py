@@ -64,9 +64,11 @@ class WrittenTest:
             torch.manual_seed(seed)
             try:
                 outcome = test(self.made(name, seed))
+                return (outcome if outcome is ... else outcome is None or bool(outcome)), ""
             except NotImplementedError:
                 return ..., ""
-            except Exception as error:
+            except KeyboardInterrupt:
+                raise
+            except BaseException as error:  # what pytest.fail raises is no Exception
                 said = f": {error}" if str(error) else ""
                 return False, f", and your test raises {type(error).__name__}{said}"
-        return (outcome if outcome is ... else outcome is None or bool(outcome)), ""

@@ -123,6 +123,12 @@ function positionOf(lam) {
   return lam > 0 ? Math.max(1, Math.min(81, Math.round(10 * Math.log10(lam) + 21))) : 0;
 }
 
+// A comma divides thousands, as where the page writes a λ itself, or else stands for the point.
+function withoutCommas(text) {
+  return /^\s*[1-9]\d{0,2}(,\d{3})+(\.\d*)?\s*$/.test(text)
+    ? text.replaceAll(",", "") : text.replace(",", ".");
+}
+
 function setLambda(lam) {
   chosen.lam = lam;
   showControls();
@@ -189,7 +195,7 @@ function readAddress() {
 element("turn").addEventListener("input", ({ target }) =>
   setLambda(lambdaAt(Number(target.value))));
 element("lam").addEventListener("change", ({ target }) => {
-  const lam = Number(target.value.replace(",", "."));
+  const lam = Number(withoutCommas(target.value));
   const right = target.value.trim() !== "" && lam >= 0 && lam <= 1e6;
   if (right) setLambda(lam);
   else {

@@ -5,10 +5,24 @@ class Pool {
   constructor(scripts, images) {
     const address = URL.createObjectURL(new Blob(scripts, { type: "text/javascript" }));
     const cores = Math.max(1, Math.min(4, navigator.hardwareConcurrency || 2));
-    this.workers = Array.from({ length: cores }, () => new Worker(address));
-    for (const worker of this.workers) worker.postMessage({ images });
     this.job = 0;
-    this.cancel = () => {};
+    this.cancel = this.fail = () => {};
+    this.workers = [];
+    this.broken = null;
+    try {
+      while (this.workers.length < cores) this.workers.push(new Worker(address));
+    } catch (error) {
+      this.broken = error;
+    }
+    for (const worker of this.workers) {
+      // One that cannot be loaded says so once, without a message, before anything is trained.
+      worker.onerror = ({ message }) => {
+        const error = new Error(message || "this page may not start a worker.");
+        if (!message) this.broken = error;
+        this.fail(error);
+      };
+      worker.postMessage({ images });
+    }
   }
 
   stop() {
@@ -21,12 +35,13 @@ class Pool {
   // the finished members, or of null if it was stopped, or something else is trained instead.
   train(settings, starts, lam, onProgress = () => {}) {
     this.stop();
+    if (this.broken) return Promise.reject(this.broken);
     const { job, workers } = this, members = [];
     let waiting = Math.min(workers.length, starts.length);
     return new Promise((resolve, reject) => {
       this.cancel = () => resolve(null);
+      this.fail = reject;
       workers.slice(0, waiting).forEach((worker, w) => {
-        worker.onerror = ({ message }) => reject(new Error(message));
         worker.onmessage = ({ data }) => {
           if (data.job !== job) return;
           data.members.forEach((m, i) => (members[w + i * workers.length] = m));

@@ -18,7 +18,8 @@ function drawViews(state) {
   ]);
   drawFrontier(state);
   const { landscape } = state, shown = trained(state);
-  const moves = shown.flatMap(({ important, other }) => [important, other]);
+  // A training that diverged has no finite movement, and leaves the others their scale.
+  const moves = shown.flatMap(({ important, other }) => [important, other]).filter(Number.isFinite);
   const top = 1.08 * Math.max(...landscape.important, ...moves);
   const ofMoves = { domain: [0, top], ticks: ticksUpTo(top), title: "movement since A (RMS)" };
   drawAgainstLambda("moves", state, "Root mean square movement of the weights since A", ofMoves, [
@@ -69,10 +70,12 @@ function drawAgainstLambda(id, state, what, y, lines) {
       points: landscape.lambdas.map((lam, i) => [lambdaPosition(lam), landscape[lines[0][1]][i]]),
     });
   for (const [name, key, color, dash] of lines) {
-    const points = shown.map(r => [lambdaPosition(r.lam), r[key]]);
+    const points = shown.filter(r => Number.isFinite(r[key]))
+      .map(r => [lambdaPosition(r.lam), r[key]]);
     series.push({ name, color, dash, points, dots: true });
     // The first line is the most important: its spot comes last, on top.
-    if (chosen.shown && now) spots.unshift([lambdaPosition(now.lam), now[key], color]);
+    if (chosen.shown && Number.isFinite(now?.[key]))
+      spots.unshift([lambdaPosition(now.lam), now[key], color]);
   }
   const said = now ? ` At λ = ${lambdaText(now.lam)}: ` +
     lines.map(([name, key]) => `${name} ${now[key].toPrecision(2)}`).join(", ") + "." : "";
