@@ -138,6 +138,7 @@ def test_an_archive_keeps_what_is_good_and_names_the_rest(service, layout, new_s
 @pytest.mark.parametrize(
     "content",
     [b"", b"RIFF", zipped({}), zipped({"x.txt": b"lion"}), zipped({"x.wav": b"RIFF"})[:40]],
+    ids=["nothing", "a sound", "an empty one", "a text alone", "the beginning of one"],
 )
 def test_what_is_no_archive_of_recordings_is_refused(service, content):
     answer = service.client.post(
