@@ -10,7 +10,7 @@ import time
 from contextlib import contextmanager
 
 import pytest
-from waiting import wait_for
+from waiting import run_async, wait_for
 
 pytest.importorskip("fastapi", reason="the group 'speech' is not installed")
 pytest.importorskip("procrastinate", reason="the group 'speech-hosts' is not installed")
@@ -155,7 +155,7 @@ def test_a_worker_takes_what_is_due_and_ends_what_is_cancelled(service, processe
                 await asyncio.sleep(0.05)
 
     for _ in range(runner.MAX_ATTEMPTS):
-        asyncio.run(die())
+        run_async(die())
         jobs.begin(third)
     wait_for(lambda: jobs.get(third)["finished"])
     assert "cut off 3 times" in jobs.get(third)["error"]

@@ -16,6 +16,7 @@ from contextlib import ExitStack, contextmanager
 
 import httpx
 import pytest
+from waiting import run_async
 
 pytest.importorskip("fastapi", reason="the group 'speech' is not installed")
 
@@ -116,9 +117,8 @@ def test_a_sender_who_stops_in_a_body_is_let_go(service, monkeypatch):
     async def nothing():
         await asyncio.sleep(60)
 
-    # In a thread of its own: a browser test before it leaves this one a loop that runs.
-    with ThreadPoolExecutor(1) as pool, pytest.raises(Exception, match="408"):
-        pool.submit(asyncio.run, gate._counted(nothing, 100)()).result()
+    with pytest.raises(Exception, match="408"):
+        run_async(gate._counted(nothing, 100)())
 
 
 @contextmanager

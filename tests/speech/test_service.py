@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import errno
 import hashlib
@@ -18,6 +17,7 @@ from typing import Any
 
 import pytest
 import sqlalchemy
+from waiting import run_async
 
 pytest.importorskip("fastapi", reason="the group 'speech' is not installed")
 
@@ -602,7 +602,7 @@ def test_a_recording_that_is_deleted_before_it_is_opened_sends_nothing(tmp_path,
 
     scope = {"type": "http", "method": "GET", "headers": [], "asgi": {"spec_version": "2.4"}}
     with pytest.raises(RefusedError, match="gone"):
-        asyncio.run(answer(scope, None, send))
+        run_async(answer(scope, None, send))
     assert sent == []
 
 
