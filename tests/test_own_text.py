@@ -121,8 +121,10 @@ def test_a_prompt_gets_no_label_and_a_text_ends_where_it_is_told(model):
 def test_what_cannot_be_written_is_said(model):
     with pytest.raises(ValueError, match="n must be at least 1, not 0"):
         own_text(model, 0, 5)
-    with pytest.raises(TypeError, match="n must be a whole number or None, not 2.5"):
+    with pytest.raises(TypeError, match="n must be a whole number, not 2.5"):
         own_text(model, 2.5, 5)
+    with pytest.raises(TypeError, match="max_new_tokens must be a whole number, not None"):
+        own_text(model, 1, None)
     with pytest.raises(ValueError, match="prompt must hold at least one token"):
         own_text(model, 1, 5, prompt=[])
     classifier = BertForSequenceClassification(

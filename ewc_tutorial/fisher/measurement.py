@@ -299,11 +299,12 @@ def check_choice(argument: str, value: Any, choices: Iterable[str]) -> None:
         raise ValueError(f"{argument} must be one of {', '.join(choices)}, not {value!r}.")
 
 
-def check_count(argument: str, value: int | None) -> None:
-    """Raise TypeError or ValueError unless it is a whole number above zero, or None."""
-    if value is None:
+def check_count(argument: str, value: int | None, optional: bool = True) -> None:
+    """Raise TypeError or ValueError unless it is a whole number above zero, or an optional None."""
+    if value is None and optional:
         return
     if isinstance(value, bool) or not isinstance(value, int):
-        raise TypeError(f"{argument} must be a whole number or None, not {value!r}.")
+        wanted = "a whole number or None" if optional else "a whole number"
+        raise TypeError(f"{argument} must be {wanted}, not {value!r}.")
     if value < 1:
         raise ValueError(f"{argument} must be at least 1, not {value!r}.")

@@ -58,7 +58,7 @@ def own_text(
     if task != "causal_lm":
         raise ValueError(f"model must be a causal language model to write text, not a {task}.")
     for name, value in (("n", n), ("max_new_tokens", max_new_tokens), ("batch_size", batch_size)):
-        check_count(name, value)
+        check_count(name, value, optional=False)
     generator = as_generator(generator)
     base, device = base_of(model), next(model.parameters()).device
     defaults = base.generation_config
