@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -28,11 +29,8 @@ def predicted_rise(ewc: EWC) -> float:
     factors 0.19; in lesson 05, with λ = 1, by 0.60 where they said 0.09 and 0.19. Lesson 01 shows
     that it can err in the other direction, too.
     """
-    lam, ewc.lam = ewc.lam, 1.0
-    try:
+    with _lambda_one(ewc):
         return float(ewc.penalty().detach()) / ewc.summed
-    finally:
-        ewc.lam = lam
 
 
 def softness(
@@ -103,12 +101,18 @@ def softness(
 
 def _stiffness(ewc: EWC, step: Mapping[str, Tensor]) -> float:
     """Return vᵀSv / T of the step v = θ − μ, T being the number of tasks that S is the sum of."""
-    lam, ewc.lam = ewc.lam, 1.0
-    try:
-        with only_trainable(ewc.model, step), torch.enable_grad():
-            # v · ∂penalty, as the penalty itself has a constant beside ½ vᵀSv under ``separate``.
-            slopes = torch.autograd.grad(ewc.penalty(), list(ewc.values().values()))
-    finally:
-        ewc.lam = lam
+    with _lambda_one(ewc), only_trainable(ewc.model, step), torch.enable_grad():
+        # v · ∂penalty, as the penalty itself has a constant beside ½ vᵀSv under ``separate``.
+        slopes = torch.autograd.grad(ewc.penalty(), list(ewc.values().values()))
     pairs = zip(step.values(), slopes, strict=True)
     return sum((double(v) * double(slope)).sum().item() for v, slope in pairs) / ewc.summed
+
+
+@contextmanager
+def _lambda_one(ewc: EWC) -> Iterator[None]:
+    """Within the block the penalty is ½ (θ − μ)ᵀ S (θ − μ), also of an EWC whose λ is 0."""
+    lam, ewc.lam = ewc.lam, 1.0
+    try:
+        yield
+    finally:
+        ewc.lam = lam

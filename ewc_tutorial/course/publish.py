@@ -20,7 +20,7 @@ import nbformat
 from nbclient import NotebookClient
 
 from ewc_tutorial.course import quizzes
-from ewc_tutorial.files import replacing
+from ewc_tutorial.files import replace_file
 
 ROOT = Path(__file__).resolve().parents[2]
 NOTEBOOKS = ROOT / "notebooks"
@@ -73,8 +73,7 @@ def execute(path: Path) -> float:
         # Not the state of the widgets: the λ lab's carries about a megabyte of JavaScript.
     }
     nbformat.validate(notebook)
-    with replacing(path) as file:
-        file.write((nbformat.writes(notebook).rstrip("\n") + "\n").encode())
+    replace_file(path, (nbformat.writes(notebook).rstrip("\n") + "\n").encode())
     return seconds
 
 
@@ -117,8 +116,7 @@ def update_readme() -> None:
     text = readme.read_text(encoding="utf-8")
     before, rest = text.split(begin)
     _, after = rest.split(end)
-    with replacing(readme) as file:
-        file.write(f"{before}{begin}\n{course_map()}\n{end}{after}".encode())
+    replace_file(readme, f"{before}{begin}\n{course_map()}\n{end}{after}".encode())
 
 
 def draw_readme_picture() -> None:

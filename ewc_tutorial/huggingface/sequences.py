@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from ewc_tutorial.ewc import EWC
 from ewc_tutorial.fisher import fisher_diagonal, fisher_factors
-from ewc_tutorial.fisher.measurement import Progress, check_count
+from ewc_tutorial.fisher.measurement import Progress, check_choice, check_count
 from ewc_tutorial.fisher.samples import Stream
 from ewc_tutorial.huggingface.batches import DictBatch, dict_batches, pad_batch, unpacked
 from ewc_tutorial.huggingface.logits import Logits
@@ -105,8 +105,7 @@ def sequence_fisher(
         ValueError: an argument is unknown or out of range, the data does not fit the model, or the
             model does not ignore the padding of a batch.
     """
-    if estimator not in ESTIMATORS:
-        raise ValueError(f"estimator must be one of {', '.join(ESTIMATORS)}, not {estimator!r}.")
+    check_choice("estimator", estimator, ESTIMATORS)
     check_count("n_samples", n_samples)
     check_count("batch_size", batch_size)
     generator = as_generator(generator)

@@ -131,8 +131,8 @@ def _digests(recordings: Iterable[Recording]) -> dict[Path, str]:
 
 def without(recordings: Sequence[Recording], others: Sequence[Recording]) -> list[Recording]:
     """Return the recordings whose sound is not among others: nothing is learned and measured on."""
-    digests, sounds = _digests(recordings), set(_digests(others).values())
-    return [pair for pair in recordings if digests.get(pair[0]) not in {None, *sounds}]
+    digests, elsewhere = _digests(recordings), {None, *_digests(others).values()}
+    return [pair for pair in recordings if digests.get(pair[0]) not in elsewhere]
 
 
 def some(recordings: Sequence[Recording], n: int) -> list[Recording]:
