@@ -32,13 +32,13 @@ FIRST_NOTEBOOK = "notebooks/00_start_here.ipynb"
 LAB_PAGE = "notebooks/app/lambda_lab.ipynb"
 #: Of build/classroom: the key of the hidden tests, what was handed in, and its marks.
 NOT_MADE_AGAIN = ("key.txt", "course/submitted", "course/gradebook.db")
-#: Folders of tests that take longer than a look at a change should: `test` runs them.
+LINT: List[List[str]] = [["ruff", "check", "."], ["ruff", "format", "--check", "."], ["mypy"]]
+#: Folders of tests that take longer than a look at a change should.
 SLOW_TESTS = ("browser", "speech", "wheel")
-UNIT_TESTS = ("tests", *("--ignore=tests/" + folder for folder in SLOW_TESTS))
 # A cell of a lesson takes at most about 15 s; slow machines get some slack.
 NBVAL = ("--nbval-lax", "--nbval-current-env", "--nbval-cell-timeout=300")
 # A notebook has one kernel and a file's tests share servers: each stays with one process. They come
-# in the order of folders: with most tests first, few that take minutes would be left for the end.
+# in the order of their names: with most tests first, few that take minutes would be the last.
 TWO_AT_ONCE = ("-n", "2", "--dist", "loadfile", "--no-loadscope-reorder")
 
 Line = List[str]
@@ -69,21 +69,13 @@ def app(options: Line) -> List[Line]:
 
 
 def check(_: Line) -> List[Line]:
-    return [
-        ["ruff", "check", "."],
-        ["ruff", "format", "--check", "."],
-        ["mypy"],
-        ["pytest", "-n", "2", "-m", "not slow", *UNIT_TESTS],
-    ]
+    left_out = ["--ignore=tests/" + folder for folder in SLOW_TESTS]
+    return [*LINT, ["pytest", "-n", "2", "-m", "not slow", "tests", *left_out]]
 
 
 def test(_: Line) -> List[Line]:
-    slow = ["tests/" + folder for folder in SLOW_TESTS]
-    return [
-        *check([]),
-        ["pytest", *TWO_AT_ONCE, "-m", "slow", *UNIT_TESTS],
-        ["pytest", *TWO_AT_ONCE, *NBVAL, "notebooks", *slow],
-    ]
+    # All in one run: each of the two processes takes half a minute to read the tests.
+    return [*LINT, ["pytest", *TWO_AT_ONCE, *NBVAL, "notebooks", "tests"]]
 
 
 def wheelhouse(_: Line) -> List[Line]:

@@ -3,9 +3,18 @@ machine cost more than they bring. And no test notes progress in the home of who
 
 from __future__ import annotations
 
+import gc
 import os
 
 import torch
 
 torch.set_num_threads(1)
 os.environ["EWC_TUTORIAL_PROGRESS"] = "off"
+# What the tests import and are made of stays to the end. To look through it for what can go takes
+# a third of a second, and the Trainer does it after each training.
+gc.disable()
+
+
+def pytest_collection_finish() -> None:
+    gc.enable()
+    gc.freeze()

@@ -9,13 +9,13 @@ from __future__ import annotations
 import json
 import os
 import sys
-import tempfile
 from contextlib import suppress
 from pathlib import Path
 
 from ewc_tutorial.console import printable
 from ewc_tutorial.course.exercises.core import Result
 from ewc_tutorial.course.exercises.registry import LESSON_OF
+from ewc_tutorial.files import replace_file
 
 VARIABLE = "EWC_TUTORIAL_PROGRESS"
 
@@ -60,13 +60,7 @@ def note(name: str, verdict: Result) -> None:
     text = json.dumps(found | {name: verdict.correct}, indent=1)
     with suppress(OSError):
         file.parent.mkdir(parents=True, exist_ok=True)
-        handle, beside = tempfile.mkstemp(dir=file.parent, suffix=".json")
-        try:
-            with os.fdopen(handle, "w", encoding="utf-8") as stream:
-                stream.write(text + "\n")
-            os.replace(beside, file)
-        finally:
-            Path(beside).unlink(missing_ok=True)
+        replace_file(file, text.encode() + b"\n")
 
 
 def _read(file: Path | None) -> dict[str, bool] | None:

@@ -223,6 +223,7 @@ def test_a_link_carries_the_settings(opened):
 
 def test_what_cannot_be_is_refused_in_a_sentence(opened):
     page = opened()
+    status(page)  # the first training has said what it has to say
     page.fill("#lam", "-3")
     page.keyboard.press("Tab")
     assert "λ must be a number from 0" in page.inner_text("#status")

@@ -465,7 +465,7 @@ def shortened(folder: Path) -> Path:
     """Write the lesson without the cells that train and draw, which no exercise needs."""
     (path,) = LESSONS.glob(f"{LESSON}_*.ipynb")
     short = lesson(LESSON)
-    asks = ("import", "check(", "def ", "predicted = ", "reports = ")
+    asks = ("setup(", "check(", "def ", "predicted = ", "reports = ")
     short.cells = [c for c in short.cells if c.cell_type == "markdown" or has(c.source, asks)]
     assert [one.name for one in asked(short)] == [one.name for one in asked(lesson(LESSON))]
     nbformat.write(short, folder / path.name)

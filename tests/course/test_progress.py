@@ -7,6 +7,7 @@ import json
 import nbformat
 import pytest
 
+from ewc_tutorial import files
 from ewc_tutorial.course import check, progress, publish, reference
 from ewc_tutorial.course.exercises.registry import EXERCISES, LESSON_OF
 
@@ -95,7 +96,7 @@ def test_what_cannot_be_put_in_its_place_is_removed(file, monkeypatch):
     def refused(*_):
         raise PermissionError
 
-    monkeypatch.setattr(progress.os, "replace", refused)
+    monkeypatch.setattr(files.os, "replace", refused)
     assert check("accuracy", reference.accuracy)
     assert list(file.parent.iterdir()) == []
 

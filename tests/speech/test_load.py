@@ -39,9 +39,13 @@ def inside(tmp_path, settings):
     """The application in this process."""
     read = Settings(**settings | {"data": tmp_path / "data", "old": tmp_path / "none"})
     prepare(read)
-    there = {"base_url": "http://localhost", "client": ("127.0.0.1", 5)}
-    with TestClient(create_app(read), **there, raise_server_exceptions=False) as client:
+    with application(read) as client:
         yield client
+
+
+def application(read):
+    there = {"base_url": "http://localhost", "client": ("127.0.0.1", 5)}
+    return TestClient(create_app(read), **there, raise_server_exceptions=False)
 
 
 def send(client, content, text="lion"):
@@ -287,18 +291,19 @@ def test_a_full_disk_is_a_sentence_and_is_over_when_there_is_room(small_disk, st
     assert "Traceback" not in service.log()
 
 
-def test_a_damaged_index_is_made_again_at_the_start(start, wav, tmp_path):
-    service = start(old=tmp_path / "none")
-    wanted = [send(service.client, wav(seconds=1, seed=i).read_bytes()).json() for i in range(3)]
-    service.stop()
+def test_a_damaged_index_is_made_again_at_the_start(settings, wav, tmp_path, caplog):
+    read = Settings(**settings | {"data": tmp_path / "data", "old": tmp_path / "none"})
+    prepare(read)
+    with application(read) as client:
+        wanted = [send(client, wav(seconds=1, seed=i).read_bytes()).json() for i in range(3)]
     index = tmp_path / "data" / "service.sqlite3"
     for damage in (b"no database at all", index.read_bytes()[:4096] + b"\xff" * 9000):
         for rest in index.parent.glob("service.sqlite3-*"):
             rest.unlink()
         index.write_bytes(damage)
-        service = start(old=tmp_path / "none")
-        assert service.client.get("/corrections").json()["corrections"] == wanted
-        assert "The index is damaged" in service.log()
-        assert "Traceback" not in service.log()
-        service.stop()
+        caplog.clear()
+        with application(read) as client:
+            assert client.get("/corrections").json()["corrections"] == wanted
+        assert "The index is damaged" in caplog.text
+        assert "Traceback" not in caplog.text
         assert any(p.read_bytes() == damage for p in index.parent.glob("*.damaged-*"))

@@ -77,6 +77,7 @@ def test_an_index_made_again_gives_no_number_of_what_was_deleted(tmp_path, wav, 
     kept.remove(last)
     (kept.folder / third.id / "about.json").unlink()  # as a kill before its row would leave it
     shutil.copytree(kept.folder / first.id, kept.folder / "copy")
+    os.utime(kept.folder / "copy", (2e9, 2e9))  # the later of two with a number is the copy
     (kept.folder / "copy" / "text.txt").write_text("other")
     deleted = kept.index.deletions(0, 9)
     indexes.lose(tmp_path / "d")

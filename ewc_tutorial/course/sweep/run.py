@@ -23,7 +23,7 @@ from tqdm.auto import tqdm
 
 from ewc_tutorial.course.sweep.result import SweepResult
 from ewc_tutorial.course.sweep.separate import train_each
-from ewc_tutorial.course.sweep.stacked import OPTIMIZERS, Settings, train_stack
+from ewc_tutorial.course.sweep.stacked import OPTIMIZERS, STACKED, Settings, train_stack
 from ewc_tutorial.course.tasks import Task
 from ewc_tutorial.course.training import count_steps, pick_device
 from ewc_tutorial.curvature import KINDS
@@ -66,8 +66,9 @@ def lambda_sweep(
         hidden: widths of the hidden layers of the fully connected network (ReLU).
         lr, epochs, steps, batch_size, curvature, rule, gamma, estimator, n_samples: as for
             :func:`~ewc_tutorial.course.training.learn` and :class:`~ewc_tutorial.ewc.EWC`; without
-            epochs and steps it is ten epochs. Networks of another curvature than ``diagonal``
-            train one after the other, which takes as many times as long: see ``executor``.
+            epochs and steps it is ten epochs. Networks whose curvature is no number per weight
+            (``kronecker``, ``compact``) train one after the other, which takes as many times as
+            long: see ``executor``.
         optimizer: ``"sgd"`` or ``"adam"``, which treat every weight alone, so that members do not
             mix.
         evaluations: about how many times per task the test accuracies are measured.
@@ -147,7 +148,7 @@ def _train(
     device: str,
     *tick: Callable[[float], None],
 ) -> SweepResult:
-    train = train_stack if settings.curvature == "diagonal" else train_each
+    train = train_stack if settings.curvature in STACKED else train_each
     return train(tasks, lambdas, seeds, settings, device, *tick)
 
 

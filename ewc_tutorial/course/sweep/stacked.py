@@ -141,6 +141,10 @@ class StackedMLP(nn.Module):
         return model
 
 
+#: The curvatures that are a number per weight, which is the same number in a stack.
+STACKED = ("diagonal", "identity")
+
+
 def train_stack(
     tasks: Sequence[Task],
     lambdas: Sequence[float],
@@ -197,7 +201,10 @@ def train_stack(
                     ewc = EWC(stack, lam=1.0, rule=settings.rule, gamma=settings.gamma)
                     lam = torch.tensor(list(lambdas) * S, device=device).view(-1, 1, 1)
                 # Every rule is linear in F, so each member's own λ can be part of its importance.
-                ewc.merge({n: lam * F for n, F in fisher.items()})
+                held = fisher
+                if settings.curvature == "identity":
+                    held = {n: torch.ones_like(F) for n, F in fisher.items()}
+                ewc.merge({n: lam * F for n, F in held.items()})
         if index == 0:
             moves = Moves(stack, fisher)
         moved.append({name: _members(v, S, L) for name, v in moves(stack).items()})
