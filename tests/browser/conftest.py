@@ -18,7 +18,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import nbformat
 import pytest
+from shortened import keep_cells
 
 import make
 
@@ -131,13 +133,9 @@ def lab(tmp_path_factory) -> Iterator[str]:
     shutil.copytree(ROOT / "notebooks", home / "notebooks")
     shutil.copy(ROOT / "README.md", home)
     for name, needed in SHORTENED.items():
-        lesson = json.loads((home / "notebooks" / name).read_text(encoding="utf-8"))
-        lesson["cells"] = [
-            cell
-            for cell in lesson["cells"]
-            if cell["cell_type"] == "markdown" or any(n in "".join(cell["source"]) for n in needed)
-        ]
-        (home / "notebooks" / name).write_text(json.dumps(lesson), encoding="utf-8")
+        lesson = nbformat.read(home / "notebooks" / name, as_version=4)
+        keep_cells(lesson, needed)
+        nbformat.write(lesson, home / "notebooks" / name)
     port = free_port()
     options = [
         *("--no-browser", "--allow-root"),

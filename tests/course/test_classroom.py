@@ -18,6 +18,7 @@ import nbformat
 import numpy as np
 import pytest
 import torch
+from shortened import keep_cells
 
 from ewc_tutorial.course import classroom, mark, programs, reference
 from ewc_tutorial.course.classroom.__main__ import build
@@ -466,14 +467,10 @@ def shortened(folder: Path) -> Path:
     (path,) = LESSONS.glob(f"{LESSON}_*.ipynb")
     short = lesson(LESSON)
     asks = ("setup(", "check(", "def ", "predicted = ", "reports = ")
-    short.cells = [c for c in short.cells if c.cell_type == "markdown" or has(c.source, asks)]
+    keep_cells(short, asks)
     assert [one.name for one in asked(short)] == [one.name for one in asked(lesson(LESSON))]
     nbformat.write(short, folder / path.name)
     return folder / path.name
-
-
-def has(text: str, words: tuple[str, ...]) -> bool:
-    return any(word in text for word in words)
 
 
 def run(course: Path, *line: str) -> None:

@@ -35,17 +35,22 @@ pytestmark = pytest.mark.timeout(300)
 
 
 @pytest.fixture
-def inside(tmp_path, settings):
-    """The application in this process."""
+def application(tmp_path, settings):
+    """Starts the application in this process, on the test's own folder."""
     read = Settings(**settings | {"data": tmp_path / "data", "old": tmp_path / "none"})
     prepare(read)
-    with application(read) as client:
+
+    def application():
+        there = {"base_url": "http://localhost", "client": ("127.0.0.1", 5)}
+        return TestClient(create_app(read), **there, raise_server_exceptions=False)
+
+    return application
+
+
+@pytest.fixture
+def inside(application):
+    with application() as client:
         yield client
-
-
-def application(read):
-    there = {"base_url": "http://localhost", "client": ("127.0.0.1", 5)}
-    return TestClient(create_app(read), **there, raise_server_exceptions=False)
 
 
 def send(client, content, text="lion"):
@@ -291,10 +296,8 @@ def test_a_full_disk_is_a_sentence_and_is_over_when_there_is_room(small_disk, st
     assert "Traceback" not in service.log()
 
 
-def test_a_damaged_index_is_made_again_at_the_start(settings, wav, tmp_path, caplog):
-    read = Settings(**settings | {"data": tmp_path / "data", "old": tmp_path / "none"})
-    prepare(read)
-    with application(read) as client:
+def test_a_damaged_index_is_made_again_at_the_start(application, wav, tmp_path, caplog):
+    with application() as client:
         wanted = [send(client, wav(seconds=1, seed=i).read_bytes()).json() for i in range(3)]
     index = tmp_path / "data" / "service.sqlite3"
     for damage in (b"no database at all", index.read_bytes()[:4096] + b"\xff" * 9000):
@@ -302,7 +305,7 @@ def test_a_damaged_index_is_made_again_at_the_start(settings, wav, tmp_path, cap
             rest.unlink()
         index.write_bytes(damage)
         caplog.clear()
-        with application(read) as client:
+        with application() as client:
             assert client.get("/corrections").json()["corrections"] == wanted
         assert "The index is damaged" in caplog.text
         assert "Traceback" not in caplog.text

@@ -192,7 +192,10 @@ def train_stack(
             raise ValueError(f"lr={settings.lr:g} made weights that are not finite: lower it.")
         with record.consolidating():
             if index == 0 or index < T - 1:
-                fisher = fishers(stack, task, settings, labels)
+                # How far the important weights move is told by the first task's F, whatever holds
+                # them.
+                if index == 0 or settings.curvature == "diagonal":
+                    fisher = fishers(stack, task, settings, labels)
                 if ewc is None:
                     # Up to here λ changed nothing; from here the members of a seed part.
                     stack = stack.repeated(L)
