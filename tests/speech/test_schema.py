@@ -25,7 +25,7 @@ CHECKS = [
     content_type_conformance,
     response_schema_conformance,
 ]
-PER_ROUTE_AND_MODE = 20
+PER_ROUTE_AND_MODE = 40
 
 
 @pytest.fixture(scope="module")
