@@ -1,15 +1,19 @@
 """One thread for every test: the networks are tiny, and threads that wait for each other on a busy
-machine cost more than they bring. And no test notes progress in the home of whoever runs it."""
+machine cost more than they bring. No test notes progress in the home of whoever runs it. Kernels
+are forked."""
 
 from __future__ import annotations
 
 import gc
 import os
 
+import forked
+import jupyter_client.launcher
 import torch
 
 torch.set_num_threads(1)
 os.environ["EWC_TUTORIAL_PROGRESS"] = "off"
+jupyter_client.launcher.Popen = forked.popen  # type: ignore[misc, assignment]
 # What the tests import and are made of stays to the end. To look through it for what can go takes
 # a third of a second, and the Trainer does it after each training.
 gc.disable()

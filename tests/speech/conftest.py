@@ -11,6 +11,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import forked
 import numpy as np
 import postgresql
 import pytest
@@ -21,6 +22,11 @@ TINY = {
     "checkpoint_every": 10, "threads": 1, "max_tests": 15, "lam": 100.0,
     "old_budget": 100.0,  # the small model forgets much; test_acceptance is about the budget
 }  # fmt: skip
+
+
+@pytest.fixture(autouse=True, scope="session")
+def started_by_a_fork() -> None:
+    forked.start_services_by(forked.popen)
 
 
 @pytest.fixture(autouse=True)

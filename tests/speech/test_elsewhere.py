@@ -9,6 +9,7 @@ import threading
 import time
 from contextlib import contextmanager
 
+import forked
 import pytest
 from waiting import run_async, wait_for
 
@@ -64,11 +65,9 @@ def work(service, monkeypatch, tmp_path):
 
     def work():
         with open(tmp_path / f"worker{len(started)}.txt", "ab") as log:
-            started.append(
-                subprocess.Popen(
-                    [sys.executable, "-c", WORKER], stdout=subprocess.PIPE, stderr=log, text=True
-                )
-            )
+            streams = {"stdout": subprocess.PIPE, "stderr": log, "text": True}
+            command = [sys.executable, "-c", WORKER]
+            started.append(forked.popen(command, "ewc_tutorial.speech", **streams))
         assert started[-1].stdout.readline().startswith("Worker ")
         return started[-1]
 
