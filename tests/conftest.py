@@ -8,12 +8,11 @@ import gc
 import os
 
 import forked
-import jupyter_client.launcher
 import torch
 
 torch.set_num_threads(1)
 os.environ["EWC_TUTORIAL_PROGRESS"] = "off"
-jupyter_client.launcher.Popen = forked.popen  # type: ignore[misc, assignment]
+forked.start_kernels_by(forked.popen)
 # What the tests import and are made of stays to the end. To look through it for what can go takes
 # a third of a second, and the Trainer does it after each training.
 gc.disable()

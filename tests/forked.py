@@ -28,18 +28,21 @@ from collections.abc import Callable, Mapping, Sequence
 from types import SimpleNamespace
 from typing import Any
 
-#: The modules that are started so, and what each of them will import.
+#: The modules that are started so, and what each of them, or a process of its own, will import.
 IMPORTS = {
     "ipykernel_launcher": ("ipykernel.kernelapp", "ewc_tutorial.course.plots", "torch._dynamo"),
     "ewc_tutorial.speech": ("ewc_tutorial.speech.__main__", "ewc_tutorial.speech.worker"),
     "ewc_tutorial.speech.worker": ("ewc_tutorial.speech.worker",),
 }
+THERE_IS_FORK = hasattr(socket, "send_fds") and hasattr(os, "fork")
+#: How a test had better start processes that run a function: without importing PyTorch anew.
+METHOD = "fork" if sys.platform == "linux" else "spawn"
 STREAMS = ("stdin", "stdout", "stderr")
 OPTIONS = {*STREAMS, "cwd", "env", "start_new_session", "text"}
 
 
 @functools.cache
-def template() -> str:
+def own_template() -> str:
     """Start the template of this process, and return its address."""
     folder = tempfile.mkdtemp(prefix="forked")
     process = subprocess.Popen(
@@ -47,27 +50,49 @@ def template() -> str:
         stdin=subprocess.PIPE, stdout=subprocess.PIPE,
     )  # fmt: skip
     assert process.stdout.readline() == b"ready\n"
-    template.process = process  # its input stays open as long as this process lives
+    own_template.process = process  # its input stays open as long as this process lives
     return f"{folder}/socket"
 
 
 def popen(
     command: Sequence[str],
     like: str | None = None,
-    template: Callable[[], str] = template,
+    template: str | None = None,
     **options: Any,
 ) -> Any:
     """Start a command, as ``subprocess.Popen`` does.
 
     Args:
         like: of a program that is given with ``-c``, the module that imports what it does.
+        template: the address of the template, if it is another process's.
     """
     program, kind, what, *_ = [*command, None, None]
     like = what if kind == "-m" else like
-    there_is_fork = hasattr(socket, "send_fds") and hasattr(os, "fork")
-    if there_is_fork and program == sys.executable and like in IMPORTS and {*options} <= OPTIONS:
-        return Forked(template(), command, like, **options)
+    if THERE_IS_FORK and program == sys.executable and like in IMPORTS and {*options} <= OPTIONS:
+        return Forked(template or own_template(), command, like, **options)
     return subprocess.Popen(command, **options)
+
+
+def start_kernels_by(popen: Callable[..., Any]) -> None:
+    """Let kernels be started by a function."""
+    import jupyter_client.launcher
+
+    jupyter_client.launcher.Popen = popen  # type: ignore[misc, assignment]
+
+
+def with_forked_kernels(module: str) -> list[str]:
+    """Return how Python is to run a module so that the kernels that it starts are forked.
+
+    It finds this file in a folder of ``PYTHONPATH``.
+    """
+    if not THERE_IS_FORK:
+        return ["-m", module]
+    code = (
+        "import functools, runpy, sys, forked; "
+        f"forked.start_kernels_by(functools.partial(forked.popen, template={own_template()!r})); "
+        f"sys.argv[0] = {module!r}; runpy.run_module({module!r}, run_name='__main__')"
+    )
+    return ["-c", code]
 
 
 def start_services_by(popen: Callable[..., Any]) -> None:
@@ -234,7 +259,7 @@ def be(request: Mapping[str, Any], template: str) -> None:
     # Python's own random numbers part at a fork, NumPy's do not.
     sys.modules["numpy"].random.seed()
     if "ewc_tutorial.speech.__main__" in request["imports"]:  # its trainings are processes, too
-        start_services_by(functools.partial(popen, template=lambda: template))
+        start_services_by(functools.partial(popen, template=template))
     sys.path[0] = request["folder"]
     sys.argv = [request["program"], *request["arguments"]]
     if request["kind"] == "-m":

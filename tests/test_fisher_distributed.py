@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import os
 
+import forked
 import pytest
 import torch
 import torch.distributed as dist
@@ -71,7 +72,9 @@ def run_process(rank, folder):
 
 
 def test_two_processes(tmp_path):
-    mp.start_processes(run_process, args=(tmp_path,), nprocs=len(SHARES), start_method="spawn")
+    mp.start_processes(
+        run_process, args=(tmp_path,), nprocs=len(SHARES), start_method=forked.METHOD
+    )
     model, (x, y) = mlp(6, [5], 4, seed=1), data()
 
     def expected(estimator="exact", part=slice(None)):

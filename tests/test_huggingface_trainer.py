@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from functools import partial
 
+import forked
 import pytest
 import torch
 import torch.multiprocessing as mp
@@ -566,7 +567,9 @@ def test_two_processes_are_one_with_twice_the_batch(tmp_path):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    mp.start_processes(run_process, args=(str(tmp_path), port), nprocs=2, start_method="spawn")
+    mp.start_processes(
+        run_process, args=(str(tmp_path), port), nprocs=2, start_method=forked.METHOD
+    )
     trainer_of(model, ewc, tmp_path / "one").train()
     for rank in range(2):
         other = gpt2()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from functools import cache
 
+import forked
 import pytest
 import torch
 import torch.distributed as dist
@@ -214,7 +215,7 @@ def folder(tmp_path_factory, one):
     folder = tmp_path_factory.mktemp("two")
     torch.save(one.state_dict(), folder / "one.pt")
     checkpoint.save({"ewc": one.state_dict()}, checkpoint_id=folder / "one", no_dist=True)
-    mp.start_processes(run_process, args=(str(folder),), nprocs=2, start_method="spawn")
+    mp.start_processes(run_process, args=(str(folder),), nprocs=2, start_method=forked.METHOD)
     return folder
 
 

@@ -25,20 +25,15 @@ From the outside in:
 * ``client``: starts the server from Python, for the lesson and the tests.
 """
 
-try:
-    import fastapi  # noqa: F401
-    import fastapi_offline  # noqa: F401
-    import jiwer  # noqa: F401
-    import num2words  # noqa: F401
-    import prometheus_client  # noqa: F401
-    import pydantic_settings  # noqa: F401
-    import python_multipart  # noqa: F401
-    import pythonjsonlogger  # noqa: F401
-    import soundfile  # noqa: F401
-    import soxr  # noqa: F401
-    import transformers  # noqa: F401
-    import uvicorn  # noqa: F401
-except ImportError as error:
-    raise ImportError(
-        f"ewc_tutorial.speech needs {error.name}: pip install 'ewc-tutorial[speech]'"
-    ) from error
+from importlib.util import find_spec
+
+# Looked for, not imported: who imports a folder waits for none of them.
+for _name in (
+    "fastapi", "fastapi_offline", "httpx", "jiwer", "num2words", "prometheus_client",
+    "pydantic_settings", "python_multipart", "pythonjsonlogger", "soundfile", "soxr", "sqlalchemy",
+    "transformers", "uvicorn",
+):  # fmt: skip
+    if find_spec(_name) is None:
+        raise ImportError(
+            f"ewc_tutorial.speech needs {_name}: pip install 'ewc-tutorial[speech]'", name=_name
+        )

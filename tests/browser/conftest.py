@@ -18,6 +18,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import forked
 import nbformat
 import pytest
 from shortened import keep_cells
@@ -69,8 +70,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 @contextmanager
-def server(home: Path, module: list[str], port: int, alive: str) -> Iterator[str]:
-    """Run a server in ``home``, with its settings there, until it answers; yield its address."""
+def server(home: Path, command: list[str], port: int, alive: str) -> Iterator[str]:
+    """Run a server of Python in ``home``, with its settings there, until it answers; yield its
+    address."""
     folders = {
         f"JUPYTER{kind}_DIR": str(home / kind.lower().strip("_"))
         for kind in ("_CONFIG", "_DATA", "_RUNTIME", "LAB_SETTINGS", "LAB_WORKSPACES")
@@ -82,11 +84,11 @@ def server(home: Path, module: list[str], port: int, alive: str) -> Iterator[str
     address = f"http://127.0.0.1:{port}"
     log = (home / "log.txt").open("w")
     with subprocess.Popen(
-        [sys.executable, "-m", *module],
+        [sys.executable, *command],
         cwd=home,
         stdout=log,
         stderr=log,
-        env={**os.environ, **folders, "PYTHONPATH": str(ROOT)},
+        env={**os.environ, **folders, "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'tests'}"},
     ) as process:
         try:
             deadline = time.monotonic() + 90
@@ -148,7 +150,8 @@ def lab(tmp_path_factory) -> Iterator[str]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(make, "ROOT", home)
         (module,) = make.lab(options)
-    with server(home, module, port, "/api") as address:
+    command = [*forked.with_forked_kernels(module[0]), *module[1:]]
+    with server(home, command, port, "/api") as address:
         yield address
 
 
@@ -173,7 +176,7 @@ def voila(tmp_path_factory) -> Iterator[str]:
     port = free_port()
     (module,) = make.app(["--no-browser", f"--port={port}", "--Voila.ip=127.0.0.1"])
     # The page itself answers only when its notebook has run.
-    with server(home, module, port, "/voila/static/none") as address:
+    with server(home, ["-m", *module], port, "/voila/static/none") as address:
         yield address
 
 

@@ -14,6 +14,7 @@ import sys
 from contextlib import suppress
 from pathlib import Path
 
+import forked
 import nbformat
 import numpy as np
 import pytest
@@ -450,7 +451,7 @@ def test_nbgrader_marks_the_same_submissions_from_end_to_end(tmp_path):
         folder.mkdir(parents=True)
         nbformat.write(submission, folder / path.name)
     for line in (["autograde", name], ["generate_feedback", name], ["export", "--to=grades.csv"]):
-        run(course, "-m", "nbgrader", *line)
+        run(course, *forked.with_forked_kernels("nbgrader"), *line)
     with (course / "grades.csv").open() as file:
         rows = {row["student_id"]: row for row in csv.DictReader(file)}
     assert {who: float(rows[who]["score"]) for who in POINTS} == {
@@ -477,7 +478,7 @@ def run(course: Path, *line: str) -> None:
     scripts = str(Path(sys.executable).parent)
     environment = os.environ | {
         "PATH": os.pathsep.join([scripts, os.environ["PATH"]]),
-        "PYTHONPATH": str(ROOT),
+        "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests")]),
         "JUPYTER_PREFER_ENV_PATH": "1",
     }
     done = subprocess.run(

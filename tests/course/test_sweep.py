@@ -5,11 +5,11 @@ from __future__ import annotations
 import itertools
 import multiprocessing
 import os
-import subprocess
 import sys
 from concurrent.futures import Executor, Future, ProcessPoolExecutor
 from functools import partial
 
+import forked
 import numpy as np
 import pytest
 import torch
@@ -305,7 +305,7 @@ def test_an_interrupted_sweep_resumes_where_it_was(tasks, result, tmp_path):
 
 @pytest.mark.slow
 def test_shards_on_a_process_pool_give_the_same(tasks, result):
-    context = multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context(forked.METHOD)
     with ProcessPoolExecutor(2, mp_context=context) as pool:
         found = sweep(tasks, LAMBDAS, seeds=[0, 3], executor=pool)
     np.testing.assert_allclose(found.curves, result.curves, atol=1e-9)
@@ -334,7 +334,11 @@ assert abs(here.curves - there.curves).max() < 1e-6
 @pytest.mark.skipif("fork" not in multiprocessing.get_all_start_methods(), reason="no fork here")
 def test_a_forked_pool_comes_back():
     # Only a process of its own has used several threads before; if it hangs, so does its pool.
-    subprocess.run([sys.executable, "-c", FORKED], timeout=120, check=True)
+    process = forked.popen([sys.executable, "-c", FORKED], "ipykernel_launcher")
+    try:
+        assert process.wait(120) == 0
+    finally:
+        process.kill()
 
 
 class LosesItsSecondWorker(Executor):
@@ -370,7 +374,7 @@ def die(*_args: object) -> None:
 
 @pytest.mark.slow
 def test_a_killed_process_loses_nothing(tasks, result):
-    context = multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context(forked.METHOD)
     with ProcessPoolExecutor(1, mp_context=context) as pool:
         pool.submit(die)
         with pytest.warns(RuntimeWarning, match="lost"):
@@ -383,7 +387,7 @@ def test_dask_runs_the_shards(tasks, result):
     distributed = pytest.importorskip("distributed", reason="the group 'cluster' is not installed")
     with (
         distributed.LocalCluster(
-            n_workers=2, threads_per_worker=1, dashboard_address=None, processes=True
+            n_workers=1, threads_per_worker=1, dashboard_address=None, processes=True
         ) as cluster,
         distributed.Client(cluster) as client,
     ):

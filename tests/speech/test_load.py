@@ -14,6 +14,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 
+import forked
 import httpx
 import pytest
 from waiting import run_async
@@ -138,6 +139,14 @@ def idle_connections(address, n):
         yield
 
 
+FEW_DESCRIPTORS = """
+import resource
+from ewc_tutorial.speech import __main__
+resource.setrlimit(resource.RLIMIT_NOFILE, (1024, 1024))
+__main__.main()
+"""
+
+
 @pytest.mark.skipif(os.name == "nt", reason="Windows has no such limit")
 def test_idle_connections_keep_nobody_out_and_fill_no_log(settings, tmp_path):
     """1,800 of them stopped a server with 1,024 descriptors and wrote 700,000 lines in 10 s."""
@@ -147,8 +156,8 @@ def test_idle_connections_keep_nobody_out_and_fill_no_log(settings, tmp_path):
         for key, value in (settings | {"data": tmp_path / "data", "port": 0}).items()
     }
     with open(tmp_path / "log", "wb") as log:
-        process = subprocess.Popen(
-            ["sh", "-c", 'ulimit -n 1024 && exec "$0" -m ewc_tutorial.speech', sys.executable],
+        process = forked.popen(
+            [sys.executable, "-c", FEW_DESCRIPTORS], "ewc_tutorial.speech",
             env=environment, stdout=subprocess.PIPE, stderr=log, text=True,
         )  # fmt: skip
     try:
