@@ -8,7 +8,10 @@ import gc
 import os
 
 import forked
+import pytest
 import torch
+
+import make
 
 torch.set_num_threads(1)
 os.environ["EWC_TUTORIAL_PROGRESS"] = "off"
@@ -16,6 +19,11 @@ forked.start_kernels_by(forked.popen)
 # What the tests import and are made of stays to the end. To look through it for what can go takes
 # a third of a second, and the Trainer does it after each training.
 gc.disable()
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    # Else one process would wait for the other's last file.
+    items.sort(key=lambda item: item.path.parent.name not in ("notebooks", *make.SLOW_TESTS))
 
 
 def pytest_collection_finish() -> None:

@@ -42,7 +42,7 @@ from ewc_tutorial.course.classroom.questions import (
     statements,
 )
 from ewc_tutorial.course.exercises import EXERCISES, Exercise, Prediction
-from ewc_tutorial.course.exercises.core import Cases, Result
+from ewc_tutorial.course.exercises.core import Cases, Result, number_said
 from ewc_tutorial.course.exercises.written import WrittenTest
 
 #: How many draws of cases an answer must pass.
@@ -77,7 +77,8 @@ def judge(name: str, *given: Any, key: str) -> Result:
     """
     question = EXERCISES[name]
     if isinstance(question, Prediction):
-        return _said(given[0])
+        said = number_said(given[0])
+        return said if isinstance(said, Result) else Result(True, f"✓ {said:g} was said.")
     verdict = _MISSING
     for seed in seeds(name, key):
         verdict = question.judge(*given, seed=seed)
@@ -179,18 +180,6 @@ def _defines(node: ast.stmt) -> bool:
         called = any(isinstance(part, ast.Call) for part in ast.walk(node.value))
         return isinstance(node.value, ast.Lambda) or not called
     return isinstance(node, ast.Import | ast.ImportFrom | ast.FunctionDef | ast.ClassDef)
-
-
-def _said(number: Any) -> Result:
-    try:
-        value = float(number)
-    except OverflowError:
-        return Result(False, "✗ A prediction is a finite number; this one is too large.")
-    except (TypeError, ValueError, RuntimeError):  # the last by a tensor of several numbers
-        return Result(False, "○ Not attempted yet: no number was said.")
-    if value != value or value in (float("inf"), float("-inf")):
-        return Result(False, f"✗ A prediction is a finite number, not {value}.")
-    return Result(True, f"✓ {value:g} was said.")
 
 
 def _borrows(question: Exercise | WrittenTest, fn: Any, seed: int) -> bool:

@@ -285,6 +285,7 @@ def test_a_run_that_is_made_for_a_prediction_waits_for_it_and_has_another_seed_e
         (POINTS, "much", 12.5, "✗ A prediction is one number, not 'much'."),
         (POINTS, torch.ones(2), 12.5, "✗ A prediction is one number, not tensor([1., 1.])."),
         (POINTS, 10**400, 12.5, "✗ A prediction is a finite number; this one is too large."),
+        (POINTS, float("nan"), 12.5, "✗ A prediction is a finite number, not nan."),
         (TIMES, 150, 100, "✓ You said 150, the run gave 100: 1.5 times too large."),
         (TIMES, 3, 100, "✗ You said 3, the run gave 100: 33 times too small. Why?"),
         (TIMES, -90, 100, "✗ You said -90, the run gave 100: not even the sign is the same."),

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dis
 import inspect
+import math
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -153,6 +154,21 @@ class Exercise:
         return found
 
 
+def number_said(predicted: Any) -> float | Result:
+    """Return a prediction as a number, or the verdict on what is none."""
+    if predicted is ... or predicted is None:
+        return Result(False, "○ Not attempted yet: write your number above and run this again.")
+    try:
+        number = float(predicted)
+    except OverflowError:
+        return Result(False, "✗ A prediction is a finite number; this one is too large.")
+    except (TypeError, ValueError, RuntimeError):  # the last by a tensor of several numbers
+        return Result(False, f"✗ A prediction is one number, not {predicted!r}.")
+    if not math.isfinite(number):
+        return Result(False, f"✗ A prediction is a finite number, not {number}.")
+    return number
+
+
 @dataclass(frozen=True)
 class Prediction:
     """An exercise whose answer is a number, said before the experiment and judged by it.
@@ -177,14 +193,9 @@ class Prediction:
 
     def judge(self, predicted: Any, measured: Any, *, seed: int = 0) -> Result:
         """Say how far the prediction was off."""
-        if predicted is ... or predicted is None:
-            return Result(False, "○ Not attempted yet: write your number above and run this again.")
-        try:
-            said = float(predicted)
-        except OverflowError:
-            return Result(False, "✗ A prediction is a finite number; this one is too large.")
-        except (TypeError, ValueError, RuntimeError):  # the last by a tensor of several numbers
-            return Result(False, f"✗ A prediction is one number, not {predicted!r}.")
+        said = number_said(predicted)
+        if isinstance(said, Result):
+            return said
         found = float(measured(1000 + seed) if callable(measured) else measured)
         both = f"You said {said:.3g}{self.unit}, the run gave {found:.3g}{self.unit}"
         off = self._off(said, found)
