@@ -14,6 +14,7 @@ import torch
 import make
 
 torch.set_num_threads(1)
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # of the processes that the tests start
 os.environ["EWC_TUTORIAL_PROGRESS"] = "off"
 forked.start_kernels_by(forked.popen)
 # What the tests import and are made of stays to the end. To look through it for what can go takes

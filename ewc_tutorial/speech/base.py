@@ -100,7 +100,12 @@ def _small(settings: Settings) -> Recogniser:
         examples.mkdir(exist_ok=True)
         synthetic.write(examples / f"audio_{i:04d}.wav", wave)
         (examples / f"text_{i:04d}.txt").write_text(text + "\n", encoding="utf-8")
-    return train_tiny(seed=settings.seed)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(settings.threads or threads)
+    try:
+        return train_tiny(seed=settings.seed)
+    finally:
+        torch.set_num_threads(threads)
 
 
 def _say_if_another_is_wanted(models: Versions, wanted: str) -> None:

@@ -13,6 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+import torch
 
 pytest.importorskip("fastapi", reason="the group 'speech' is not installed")
 
@@ -99,6 +100,27 @@ def hub(tiny_model, monkeypatch):
     monkeypatch.setattr(base, "Recogniser", recogniser)
     monkeypatch.setattr(base, "train_tiny", lambda **_: Recogniser(tiny_model))
     return state
+
+
+@pytest.mark.parametrize(("asked", "given"), [(0, 2), (1, 1), (3, 3)])
+def test_the_first_training_has_the_threads_that_are_asked_for(
+    monkeypatch, tiny_model, tmp_path, asked, given
+):
+    seen = []
+
+    def train(**_):
+        seen.append(torch.get_num_threads())
+        return Recogniser(tiny_model)
+
+    monkeypatch.setattr(base, "train_tiny", train)
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        base.prepare(Settings(data=tmp_path, model=TINY, threads=asked, _env_file=None))
+        assert torch.get_num_threads() == 2, "of a server that hears more than it trains"
+    finally:
+        torch.set_num_threads(before)
+    assert seen == [given]
 
 
 def source_of(settings):
