@@ -37,21 +37,26 @@ IMPORTS = {
 THERE_IS_FORK = hasattr(socket, "send_fds") and hasattr(os, "fork")
 #: How a test had better start processes that run a function: without importing PyTorch anew.
 METHOD = "fork" if sys.platform == "linux" else "spawn"
+_starting = threading.Lock()  # several threads may ask first
 STREAMS = ("stdin", "stdout", "stderr")
 OPTIONS = {*STREAMS, "cwd", "env", "start_new_session", "text"}
 
 
 @functools.cache
-def own_template() -> str:
-    """Start the template of this process, and return its address."""
+def _template() -> tuple[str, subprocess.Popen[bytes]]:
     folder = tempfile.mkdtemp(prefix="forked")
     process = subprocess.Popen(
         [sys.executable, __file__, f"{folder}/socket"],
         stdin=subprocess.PIPE, stdout=subprocess.PIPE,
     )  # fmt: skip
     assert process.stdout.readline() == b"ready\n"
-    own_template.process = process  # its input stays open as long as this process lives
-    return f"{folder}/socket"
+    return f"{folder}/socket", process  # kept, so its input stays open while this process lives
+
+
+def own_template() -> str:
+    """Return the address of the template of this process, started when it is first asked for."""
+    with _starting:
+        return _template()[0]
 
 
 def popen(
@@ -81,26 +86,28 @@ def start_kernels_by(popen: Callable[..., Any]) -> None:
 
 
 def with_forked_kernels(module: str) -> list[str]:
-    """Return how Python is to run a module so that the kernels that it starts are forked.
-
-    It finds this file in a folder of ``PYTHONPATH``.
-    """
+    """Return how Python is to run a module so that the kernels that it starts are forked."""
     if not THERE_IS_FORK:
         return ["-m", module]
     code = (
-        "import functools, runpy, sys, forked; "
+        f"import sys; sys.path.append({os.path.dirname(os.path.abspath(__file__))!r}); "
+        "import functools, runpy, forked; "
         f"forked.start_kernels_by(functools.partial(forked.popen, template={own_template()!r})); "
         f"sys.argv[0] = {module!r}; runpy.run_module({module!r}, run_name='__main__')"
     )
     return ["-c", code]
 
 
+def subprocess_with(popen: Callable[..., Any]) -> Any:
+    """Return what a module sees as ``subprocess`` that is to start its processes by a function."""
+    return SimpleNamespace(**vars(subprocess) | {"Popen": popen})
+
+
 def start_services_by(popen: Callable[..., Any]) -> None:
     """Let the service of speech corrections and its trainings be started by a function."""
     from ewc_tutorial.speech import client, runner
 
-    for module in (client, runner):
-        module.subprocess = SimpleNamespace(**vars(subprocess) | {"Popen": popen})
+    client.subprocess = runner.subprocess = subprocess_with(popen)
 
 
 class Forked:

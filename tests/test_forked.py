@@ -12,7 +12,7 @@ import threading
 import forked
 import pytest
 
-pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
+pytestmark = pytest.mark.skipif(not forked.THERE_IS_FORK, reason="this system has no fork")
 SEEN = """
 import json, os, sys
 print(json.dumps([__name__, sys.argv[1:], os.getcwd(), dict(os.environ), sys.stdin.read()]))

@@ -88,7 +88,7 @@ def server(home: Path, command: list[str], port: int, alive: str) -> Iterator[st
         cwd=home,
         stdout=log,
         stderr=log,
-        env={**os.environ, **folders, "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'tests'}"},
+        env={**os.environ, **folders, "PYTHONPATH": str(ROOT)},
     ) as process:
         try:
             deadline = time.monotonic() + 90

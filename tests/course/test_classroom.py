@@ -478,7 +478,7 @@ def run(course: Path, *line: str) -> None:
     scripts = str(Path(sys.executable).parent)
     environment = os.environ | {
         "PATH": os.pathsep.join([scripts, os.environ["PATH"]]),
-        "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests")]),
+        "PYTHONPATH": str(ROOT),
         "JUPYTER_PREFER_ENV_PATH": "1",
     }
     done = subprocess.run(

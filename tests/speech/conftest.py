@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import os
-import subprocess
 import tempfile
 import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import forked
@@ -45,8 +43,7 @@ def start_trainings_by(monkeypatch) -> Callable[[Callable[..., Any]], None]:
     from ewc_tutorial.speech import runner
 
     def put(popen: Callable[..., Any]) -> None:
-        seen = SimpleNamespace(**vars(subprocess) | {"Popen": popen})
-        monkeypatch.setattr(runner, "subprocess", seen)
+        monkeypatch.setattr(runner, "subprocess", forked.subprocess_with(popen))
 
     return put
 
